@@ -1,0 +1,1 @@
+"""All tables behind one module: id mapping, sharding plan, sparse optimizers. Imports only pipelines."""

@@ -1,0 +1,53 @@
+"""`[model]` of a run file."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    """Typed, frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Tokens(Frozen):
+    """`[model.tokens]`: static fields into tokens. Up to `max_field_tokens` fields: one token each; more: automatic groups of consecutive
+    fields, as even as can be. `groups` {token name: its fields} are kept as given; the rest is grouped as above."""
+
+    groups: dict[str, tuple[str, ...]] = {}
+    max_field_tokens: int = Field(default=32, gt=0)
+
+
+class Model(Frozen):
+    """`[model]`. Defaults are the paper's (arXiv 2604.13737) where it states them; [open] points are switches.
+
+    windows:        of the sliding layers, in order; the last one repeats.
+    ffn_dim:        SwiGLU hidden width; 0 = 4 · dim rounded up to a multiple of 64.
+    gate:           NLIR on or off. gate_input: "normed" or "raw" X. gate_place: "after" or "before" the output projection.
+    field_attention: F–F attention "causal" or "bidirectional".
+    candidates_see: "history": candidates do not see each other; "all": plain causal, at true positions.
+    action_tokens:  "separate": an action token after each state token (HSTU style); "merged": the action is part of the event's token
+                    (`candidates` supervision only); "auto": merged for `candidates`, separate for `history` supervision.
+    time_gaps:      adds log time gaps (to the previous event, to the request) to the event tokens.
+    """
+
+    kind: Literal["tokenformer", "transformer"] = "tokenformer"
+    dim: int = Field(default=64, gt=0)
+    num_layers: int = Field(default=4, gt=0)
+    num_heads: int = Field(default=4, gt=0)
+    full_layers: int = Field(default=2, ge=0)
+    windows: tuple[int, ...] = (32, 16)
+    ffn_dim: int = Field(default=0, ge=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    rope_base: float = Field(default=10_000.0, gt=0)
+    gate: bool = True
+    gate_input: Literal["normed", "raw"] = "normed"
+    gate_place: Literal["after", "before"] = "after"
+    field_attention: Literal["causal", "bidirectional"] = "causal"
+    candidates_see: Literal["history", "all"] = "history"
+    action_tokens: Literal["auto", "separate", "merged"] = "auto"
+    time_gaps: bool = True
+    tokens: Tokens = Tokens()

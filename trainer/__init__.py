@@ -1,0 +1,1 @@
+"""The command and everything that joins the rooms: config, launch, recommender, loop, dense sync, telemetry, checkpoint."""

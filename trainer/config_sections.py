@@ -1,0 +1,76 @@
+"""The sections of a run file that trainer/ itself reads: `[optim] [train] [checkpoint] [telemetry] [launch]`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipelines.schema import Frozen
+
+
+class Optim(Frozen):
+    """`[optim]`: AdamW of the dense parameters. Warm-up and decay count examples since the model's birth, never a run's length.
+
+    lr: peak. warmup_examples: linear from 0. decay_examples: cosine from the end of warm-up to `final_lr_share · lr`; 0 = constant.
+    clip_norm: of the dense gradient; 0 = off.
+    """
+
+    lr: float = Field(default=1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_examples: int = Field(default=20_000, ge=0)
+    decay_examples: int = Field(default=0, ge=0)
+    final_lr_share: float = Field(default=0.1, ge=0, le=1)
+    clip_norm: float = Field(default=1.0, ge=0)
+
+
+class Train(Frozen):
+    """`[train]`.
+
+    max_steps: 0 = to the end of the data. eval_every: steps; 0 = at the end only. eval_rows: bound per evaluation under way; 0 = all.
+    dense_sync: "sync": buckets are all-reduced from gradient hooks while backward still runs.
+    """
+
+    seed: int = 1
+    max_steps: int = Field(default=0, ge=0)
+    log_every: int = Field(default=20, gt=0)
+    eval_every: int = Field(default=0, ge=0)
+    eval_rows: int = Field(default=0, ge=0)
+    dense_sync: Literal["sync"] = "sync"
+    bucket_mb: float = Field(default=25.0, gt=0)
+    first_bucket_mb: float = Field(default=1.0, gt=0)
+
+
+class Checkpoint(Frozen):
+    """`[checkpoint]`: every_steps and every_minutes, whichever comes first (0 = off); one is always written at the end. keep: newest ones."""
+
+    every_steps: int = Field(default=0, ge=0)
+    every_minutes: float = Field(default=10.0, ge=0)
+    keep: int = Field(default=3, gt=0)
+
+
+class Telemetry(Frozen):
+    """`[telemetry]`. port: of rank 0's Prometheus endpoint, rank r listens on port + r; 0 = any free port (printed). host: loopback by default.
+    linger_seconds: the endpoint stays that long after the end, so that the final values are scraped."""
+
+    prometheus: bool = True
+    host: str = "127.0.0.1"
+    port: int = Field(default=0, ge=0, le=65535)
+    linger_seconds: float = Field(default=0.0, ge=0)
+    tensorboard: bool = True
+
+
+class Launch(Frozen):
+    """`[launch]`. backend "auto": torchrun's environment if there is one, else Ray when workers > 1, else this process.
+
+    workers: 0 = one per GPU, or on CPU two where there are two cores. ray_address: "" = an embedded Ray.
+    timeout_seconds: of every collective: a lost rank is an error after that long, never a hang.
+    """
+
+    backend: Literal["auto", "inline", "torchrun", "ray"] = "auto"
+    workers: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0)
+    ray_address: str = ""
+    timeout_seconds: float = Field(default=300.0, gt=0)
