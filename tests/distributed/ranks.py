@@ -24,8 +24,8 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: floa
     their results by rank.
 
     fn, args and results are picklable; fn is a module's top-level function. No process outlives the call.
-    Raises RuntimeError with the traceback of the rank that failed first; TimeoutError naming the ranks that had not ended
-    after `timeout` seconds.
+    Raises RuntimeError with the traceback of the rank that failed first; TimeoutError naming the ranks that had not
+    ended after `timeout` seconds.
     """
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         context = mp.get_context("spawn")
