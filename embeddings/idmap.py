@@ -1,0 +1,202 @@
+"""Ids → rows of tables. Row 0 is the missing id's, row 1 is every unknown id's.
+
+hash:       2 + hash(id) mod (rows − 2). Stateless.
+identity:   id + 2, unknown outside 0 … rows − 3. Stateless.
+vocabulary: an id's bucket is a hash of it; the bucket hands out its rows, at the rank that holds them, to the new ids
+            of a step in ascending order, whichever rank saw them. So the map does not depend on the world size. A
+            full bucket knows no more ids.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torch.distributed._shard.sharded_tensor.metadata import ShardedTensorMetadata, TensorProperties
+from torch.distributed._shard.sharded_tensor.shard import Shard
+
+from embeddings.errors import IdMapError
+from embeddings.exchange import Exchange
+from embeddings.init import seed_of
+from embeddings.specs import MISSING_ROW, RESERVED_ROWS, UNKNOWN_ROW, TableSpec
+from embeddings.vocabulary import Vocabulary, bucket_of
+from pipelines.batch import Int64, TableIds
+from pipelines.hashing import mix
+from pipelines.schema import MISSING_ID
+
+# Batches are mapped a few steps ahead of being trained; this many can be looked back on.
+MARKS = 64
+
+
+class IdMapper:
+    """Maps the ids of every table of `specs`.
+
+    process_group: whose ranks hold the tables; a gloo group of its own if it is used beside other collectives, None
+                   for one process.
+    """
+
+    def __init__(self, specs: dict[str, TableSpec], process_group: dist.ProcessGroup | None = None) -> None:
+        self.specs = specs
+        self._group = process_group
+        self._exchange = Exchange(process_group)
+        rank, world_size = self._exchange.rank, self._exchange.world_size
+        self._vocabularies = {
+            name: Vocabulary(spec, spec.buckets_of_rank(rank, world_size))
+            for name, spec in specs.items()
+            if spec.mapping == "vocabulary"
+        }
+        self._marks: deque[tuple[int, dict[str, Int64]]] = deque(maxlen=MARKS)
+
+    def rows_of(self, tables: dict[str, TableIds], train: bool) -> dict[str, Int64]:
+        """{table: ids [U], each once} → {table: rows int64 [U]}. Collective when there is a vocabulary: every rank
+        calls it as often.
+
+        New ids of a vocabulary get rows if `train` and if some rank counts them at least once (a filler counts 0).
+        Distinct ids may share a row: hash collisions, and all unknown ones.
+        """
+        rows = self._vocabulary_rows(tables, train) if self._vocabularies else {}
+        for name, table in tables.items():
+            if name not in self._vocabularies:
+                rows[name] = _stateless_rows(self.specs[name], table.ids)
+        return {name: rows[name] for name in tables}
+
+    def mark(self, step: int) -> None:
+        """All ids up to the batch of `step` are mapped, none of a later one. Also called at the start and after a load."""
+        self._marks.append((step, {name: v.used.copy() for name, v in self._vocabularies.items()}))
+
+    def used_rows(self) -> dict[str, int]:
+        """{vocabulary table: rows handed out on this rank, reserved ones among them}."""
+        return {name: int(v.used.sum()) for name, v in self._vocabularies.items()}
+
+    def state_dict(self, upto_step: int | None = None) -> dict[str, torch.Tensor | ShardedTensor]:
+        """The map as of the batch marked `upto_step`, or as it is now. Copies; needs no communication.
+
+        "TABLE.ids": int64 [buckets, rows per bucket], "TABLE.used": int64 [buckets]: ShardedTensors of whole buckets (plain tensors
+        without a process group), which torch.distributed.checkpoint reshards. Raises IdMapError when that step is no
+        longer at hand.
+        """
+        used = self._used_at(upto_step)
+        state = {}
+        for name, vocabulary in self._vocabularies.items():
+            slots = np.arange(vocabulary.spec.rows_per_bucket)
+            ids = np.where(slots < used[name][:, None], vocabulary.id_of_row, MISSING_ID)
+            state[f"{name}.ids"] = self._sharded(ids, vocabulary.spec)
+            state[f"{name}.used"] = self._sharded(used[name].copy(), vocabulary.spec)
+        return state
+
+    def load_state_dict(self, state: dict[str, torch.Tensor | ShardedTensor]) -> None:
+        """Takes a state_dict of any world size: whole tensors, or ShardedTensors that were read into this mapper's
+        own state_dict.
+
+        Raises IdMapError when a vocabulary is missing or has other buckets; nothing is changed then.
+        """
+        loaded = {}
+        for name, vocabulary in self._vocabularies.items():
+            shape = (vocabulary.spec.buckets, vocabulary.spec.rows_per_bucket)
+            if f"{name}.ids" not in state or f"{name}.used" not in state:
+                raise IdMapError(
+                    f"table {name!r} has no saved vocabulary → it is of another run → start from one that has it"
+                )
+            saved = tuple(state[f"{name}.ids"].size())
+            if saved != shape:
+                raise IdMapError(
+                    f"table {name!r}: saved {saved[0]} buckets of {saved[1:]} rows, configured {shape[0]} of {shape[1]} → both "
+                    "are fixed at birth → set rows and buckets as they were"
+                )
+            loaded[name] = [_local(state[f"{name}.{part}"], vocabulary.buckets) for part in ("ids", "used")]
+        for name, (ids, used) in loaded.items():
+            self._vocabularies[name].load(ids, used)
+        self._marks.clear()
+
+    def _vocabulary_rows(self, tables: dict[str, TableIds], train: bool) -> dict[str, Int64]:
+        """Two lists a table and owner travel: ids that may be admitted, and ids that are only looked up."""
+        none = TableIds(np.empty(0, np.int64), np.empty(0, np.int64))
+        present = {name: np.flatnonzero(tables.get(name, none).ids != MISSING_ID) for name in self._vocabularies}
+        asked_at: list[list[Int64]] = [[] for _ in range(self._exchange.world_size)]
+        asked: list[list[Int64]] = [[] for _ in range(self._exchange.world_size)]
+        for name, positions in present.items():
+            table = tables.get(name, none)
+            for owner, parts in enumerate(self._by_owner(self.specs[name], table, positions, train)):
+                asked_at[owner] += parts
+                asked[owner] += [table.ids[part] for part in parts]
+        received = self._exchange.lists(asked)
+        answers = self._exchange.answers(self._answer(received), asked)
+        rows = {name: np.full(len(tables[name].ids), MISSING_ROW) for name in self._vocabularies if name in tables}
+        for owner, parts in enumerate(answers):
+            for k, part in enumerate(parts):
+                if len(part):
+                    rows[list(present)[k // 2]][asked_at[owner][k]] = part
+        return rows
+
+    def _by_owner(self, spec: TableSpec, table: TableIds, positions: Int64, train: bool) -> list[list[Int64]]:
+        """[owner][0: to admit, 1: to look up]: positions in table.ids."""
+        world_size = self._exchange.world_size
+        block = max(1, len(spec.buckets_of_rank(0, world_size)))
+        owner = bucket_of(spec, table.ids[positions]) // block
+        look_up_only = (table.counts[positions] == 0) | (not train)
+        key = 2 * owner + look_up_only
+        order = np.argsort(key, kind="stable")
+        borders = np.searchsorted(key[order], np.arange(1, 2 * world_size))
+        parts = np.split(positions[order], borders)
+        return [parts[2 * rank : 2 * rank + 2] for rank in range(world_size)]
+
+    def _answer(self, received: list[list[Int64]]) -> list[list[Int64]]:
+        for k, vocabulary in enumerate(self._vocabularies.values()):
+            vocabulary.admit(np.unique(np.concatenate([lists[2 * k] for lists in received])))
+        vocabularies = list(self._vocabularies.values())
+        return [[vocabularies[k // 2].rows_of(ids) for k, ids in enumerate(lists)] for lists in received]
+
+    def _used_at(self, step: int | None) -> dict[str, Int64]:
+        if step is None:
+            return {name: v.used for name, v in self._vocabularies.items()}
+        for marked, used in self._marks:
+            if marked == step:
+                return used
+        at_hand = [marked for marked, _ in self._marks]
+        raise IdMapError(
+            f"id map as of step {step} → steps at hand: {at_hand} → mark each step, save within {MARKS} of it"
+        )
+
+    def _sharded(self, local: Int64, spec: TableSpec) -> torch.Tensor | ShardedTensor:
+        tensor = torch.from_numpy(local)
+        if self._group is None:
+            return tensor
+        world_size, rest = self._exchange.world_size, list(local.shape[1:])
+        shards = []
+        for rank in range(world_size):
+            buckets = spec.buckets_of_rank(rank, world_size)
+            if buckets:
+                placement = f"rank:{dist.get_global_rank(self._group, rank)}/cpu"
+                shards.append(ShardMetadata([buckets.start] + [0] * len(rest), [len(buckets), *rest], placement))
+        mine = [Shard(tensor, shards[self._exchange.rank])] if len(local) else []
+        metadata = ShardedTensorMetadata(shards, torch.Size([spec.buckets, *rest]), TensorProperties(dtype=torch.int64))
+        return ShardedTensor._init_from_local_shards_and_global_metadata(mine, metadata, process_group=self._group)
+
+
+def _stateless_rows(spec: TableSpec, ids: Int64) -> Int64:
+    """Rows of a hash or identity table."""
+    if spec.mapping == "hash":
+        slots = np.uint64(spec.rows - RESERVED_ROWS)
+        rows = (mix(ids, seed_of("hash", spec.name)) % slots).astype(np.int64) + RESERVED_ROWS
+    else:
+        rows = np.where((ids >= 0) & (ids < spec.rows - RESERVED_ROWS), ids + RESERVED_ROWS, UNKNOWN_ROW)
+    return np.where(ids == MISSING_ID, MISSING_ROW, rows)
+
+
+def _local(value: torch.Tensor | ShardedTensor, buckets: range) -> Int64:
+    """This rank's buckets of a saved tensor."""
+    if isinstance(value, ShardedTensor):
+        shards = value.local_shards()
+        tensor = shards[0].tensor if shards else torch.empty(0, *value.size()[1:], dtype=torch.int64)
+        if len(tensor) != len(buckets):
+            raise IdMapError(
+                f"{len(tensor)} buckets were read, this rank holds {len(buckets)} → read into this mapper's state_dict"
+            )
+    else:
+        tensor = value[buckets.start : buckets.stop]
+    result: Int64 = tensor.numpy()
+    return result

@@ -1,0 +1,72 @@
+"""How tables are sharded: TorchRec's way, but row-wise shards may end where the plan says, at bucket borders.
+
+Stock row-wise sharding sends row r to rank r // ⌈rows / world_size⌉, whatever the plan's shards are. A vocabulary's
+shards are whole
+buckets: blocks of ⌈buckets / world_size⌉ · rows_per_bucket rows, which differ when world_size does not divide buckets
+         (64 buckets on 3
+ranks: 22, 22, 20). TorchRec knows uneven blocks only for its virtual tables. Here the block is read off the plan's
+       first shard.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torchrec import EmbeddingCollection
+from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
+from torchrec.distributed.embedding_sharding import EmbeddingSharding, EmbeddingShardingInfo
+from torchrec.distributed.sharding.rw_sequence_sharding import RwSequenceEmbeddingSharding
+from torchrec.distributed.types import ModuleSharder, ParameterSharding, ShardingEnv, ShardingType
+
+
+def sharders() -> list[ModuleSharder[nn.Module]]:
+    """What DistributedModelParallel and the planner are given."""
+    return [BlockCollectionSharder()]
+
+
+class BlockRowWiseSharding(RwSequenceEmbeddingSharding):
+    """Row r goes to rank r // (rows of the plan's first shard)."""
+
+    def _get_feature_hash_sizes(self) -> list[int]:
+        # Used for nothing but the block size ⌈hash size / world size⌉, so this makes it the first shard's rows.
+        return [
+            table.global_metadata.shards_metadata[0].shard_sizes[0] * self._world_size
+            for group in self._grouped_embedding_configs
+            for table in group.embedding_tables
+            for _ in table.feature_names
+        ]
+
+
+class BlockShardedCollection(ShardedEmbeddingCollection):
+    """A sharded EmbeddingCollection whose row-wise tables follow the plan's blocks."""
+
+    @classmethod
+    def create_embedding_sharding(
+        cls,
+        sharding_type: str,
+        sharding_infos: list[EmbeddingShardingInfo],
+        env: ShardingEnv,
+        *args: Any,
+        **kwargs: Any,
+    ) -> EmbeddingSharding:
+        if sharding_type == ShardingType.ROW_WISE.value:
+            return BlockRowWiseSharding(sharding_infos, env, *args, **kwargs)
+        return super().create_embedding_sharding(sharding_type, sharding_infos, env, *args, **kwargs)
+
+
+class BlockCollectionSharder(EmbeddingCollectionSharder):
+    def shard(
+        self,
+        module: EmbeddingCollection,
+        params: dict[str, ParameterSharding],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        module_fqn: str | None = None,
+    ) -> BlockShardedCollection:
+        return BlockShardedCollection(module, params, env, self.fused_params, device, module_fqn=module_fqn)
+
+    @property
+    def sharded_module_type(self) -> type[BlockShardedCollection]:
+        return BlockShardedCollection

@@ -1,0 +1,145 @@
+"""The tables a run has: the schema's columns and `[embeddings]`, resolved once, all problems at once.
+
+Every table's first two rows are reserved: row 0 is the missing id's, row 1 the unknown ids'.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from embeddings.config import Embeddings, Table
+from embeddings.errors import PlanError
+from pipelines.schema import Schema
+
+Mapping = Literal["hash", "vocabulary", "identity"]
+Sharding = Literal["auto", "table_wise", "row_wise", "column_wise"]
+
+MISSING_ROW = 0
+UNKNOWN_ROW = 1
+RESERVED_ROWS = 2
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """One embedding table: float32 [rows, width].
+
+    rows include the two reserved ones. buckets: of a vocabulary, which hands out rows / buckets rows each (0 for
+    other mappings).
+    init_scale: rows start uniform in ±init_scale ÷ √width.
+    """
+
+    name: str
+    rows: int
+    width: int
+    mapping: Mapping
+    buckets: int
+    sharding: Sharding
+    init_scale: float
+
+    @property
+    def rows_per_bucket(self) -> int:
+        return self.rows // self.buckets
+
+    def buckets_of_rank(self, rank: int, world_size: int) -> range:
+        """Buckets whose rows lie on a rank: blocks of ⌈buckets / world_size⌉, so the last ranks may have fewer or
+        none.
+        """
+        block = -(-self.buckets // world_size)
+        return range(min(rank * block, self.buckets), min((rank + 1) * block, self.buckets))
+
+    def split_width(self, world_size: int) -> int:
+        """Columns of a column-wise shard: a multiple of 4 (FBGEMM's) that divides the width, one shard a rank if that
+        works out, else the fewest shards that do; the width itself on one rank.
+        """
+        parts = [count for count in range(2, self.width // 4 + 1) if self.width % (4 * count) == 0]
+        fitting = [count for count in parts if count <= world_size]
+        count = 1 if world_size == 1 else max(fitting, default=min(parts, default=1))
+        return self.width // count
+
+
+def table_specs(schema: Schema, config: Embeddings) -> dict[str, TableSpec]:
+    """{table: its resolved spec}, in the order of the schema's columns. Raises PlanError with every problem found."""
+    used = schema.table_columns()
+    problems = [
+        f"[embeddings.tables.{name}] is set, but no id, ids or bucket column uses it → tables in use: "
+        f"{', '.join(used) or 'none'} → rename or remove it"
+        for name in config.tables
+        if name not in used
+    ]
+    specs = {}
+    for name, columns in used.items():
+        spec, found = _resolve(name, columns, schema, config)
+        specs[name] = spec
+        problems += found
+    if problems:
+        raise PlanError(problems)
+    return specs
+
+
+def _resolve(name: str, columns: list[str], schema: Schema, config: Embeddings) -> tuple[TableSpec, list[str]]:
+    table = config.tables.get(name, Table())
+    bucketised_rows, problems = _bucketised_rows(name, columns, table, schema)
+    mapping: Mapping = "identity" if bucketised_rows else table.mapping or config.mapping
+    rows = bucketised_rows or table.rows or config.default_rows
+    width = table.width or config.width
+    sharding: Sharding = table.sharding or config.sharding
+    buckets = 0
+    if rows <= RESERVED_ROWS:
+        problems.append(f"table {name!r}: rows = {rows} → rows 0 and 1 are the missing and unknown ids' → give it more")
+    if width % 4:
+        problems.append(
+            f"table {name!r}: width = {width} → FBGEMM wants a multiple of 4 → set width = {width + 4 - width % 4}"
+        )
+    if mapping == "vocabulary":
+        buckets = table.buckets or config.buckets
+        rows = -(-rows // buckets) * buckets
+        problems += _vocabulary_problems(name, rows, buckets, table)
+        sharding = "row_wise"
+    elif table.buckets:
+        problems.append(
+            f"table {name!r}: buckets = {table.buckets} but mapping = {mapping!r} → only a vocabulary has buckets → "
+            "remove it"
+        )
+    if sharding == "column_wise" and width < 8:
+        problems.append(
+            f"table {name!r}: column_wise at width {width} → its shards are 4 columns or more → width 8, or table_wise"
+        )
+    return TableSpec(name, rows, width, mapping, buckets, sharding, config.init_scale), problems
+
+
+def _bucketised_rows(name: str, columns: list[str], table: Table, schema: Schema) -> tuple[int, list[str]]:
+    """Rows that bucketised columns need, 0 when there are none; and what contradicts them."""
+    bucketised = [column for column in columns if schema.columns[column].kind == "bucket"]
+    if not bucketised:
+        return 0, []
+    boundaries = {schema.columns[column].boundaries for column in bucketised}
+    rows = max(len(cuts) for cuts in boundaries) + 1 + RESERVED_ROWS
+    problems = []
+    if len(boundaries) > 1 or len(bucketised) < len(columns):
+        problems.append(
+            f"table {name!r} is shared by columns {', '.join(columns)} → a bucketised column shares its table "
+            f"only with columns of the same boundaries → give {bucketised[0]!r} a table of its own"
+        )
+    if table.rows not in {0, rows}:
+        problems.append(f"table {name!r}: rows = {table.rows} → its boundaries make {rows} rows → remove rows")
+    if table.mapping not in {"", "identity"}:
+        problems.append(
+            f"table {name!r}: mapping = {table.mapping!r} → bucketised columns are identity → remove mapping"
+        )
+    return rows, problems
+
+
+def _vocabulary_problems(name: str, rows: int, buckets: int, table: Table) -> list[str]:
+    problems = []
+    if table.sharding not in {"", "auto", "row_wise"}:
+        problems.append(
+            f"table {name!r}: sharding = {table.sharding!r} but mapping = 'vocabulary' → a vocabulary is row_wise: its "
+            "buckets live where their rows are → remove sharding, or use mapping = 'hash'"
+        )
+    if rows // buckets <= RESERVED_ROWS:
+        problems.append(
+            f"table {name!r}: {rows} rows in {buckets} buckets → a bucket needs at least {RESERVED_ROWS + 1} rows → "
+            "fewer buckets or more rows"
+        )
+    return problems
