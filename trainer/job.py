@@ -22,8 +22,8 @@ class StopSignal(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """Picklable; the same on every rank. Rank, world size and the rendezvous come from the environment (RANK, WORLD_SIZE,
-    LOCAL_RANK, MASTER_ADDR, MASTER_PORT); when absent the process is alone.
+    """Picklable; the same on every rank. Rank, world size and the rendezvous come from the environment (RANK,
+    WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT); when absent the process is alone.
 
     run_dir:   of the run, an absolute path or URI; it exists and has been checked against `resume`.
     resume:    "never": start anew; "auto": from the newest complete checkpoint, if any; "must": there has to be one.

@@ -1,0 +1,225 @@
+"""Training processes under Ray Train v2: an embedded Ray on this machine, or the cluster of `launch.ray_address`.
+
+Everything Ray runs off the main thread, which keeps the signals: neither `ray.init` nor `fit` then installs handlers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer import logs, machine
+from trainer.errors import ConfigError
+from trainer.job import Job
+from trainer.ray_errors import original_error
+from trainer.stop import Interrupts, LocalStop
+
+if TYPE_CHECKING:
+    from trainer.launch import Choice, Entry
+
+log = logging.getLogger(__name__)
+ROOT = str(Path(__file__).resolve().parent.parent)
+WATCH_SECONDS = 0.1
+OBJECT_STORE_BYTES = 2 * 2**30  # windows in flight are far smaller; Ray's default would take a third of the memory
+# By module, warnings that state what is meant to be: signals stay with the command, a token guards the embedded Ray.
+EXPECTED_WARNINGS = {
+    "ray._private.worker": "SIGTERM handler is not set",
+    "ray._private.authentication.authentication_token_setup": "Token authentication is enabled",
+}
+QUIET_ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths in a run file are relative to where the command was started
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end, or a lost worker, is noticed
+}
+
+
+def run_on_ray(
+    job: Job, choice: Choice, stop: LocalStop, interrupts: Interrupts, entry: Entry
+) -> dict[str, Any] | None:
+    """Start Ray, run `entry(job)` on the workers, pass on their lines and a stop request, and shut Ray down.
+
+    Returns what rank 0 returned; raises what a worker raised (our own errors as they were), or KeyboardInterrupt when
+    asked to stop before Ray was there.
+    """
+    driver = _Driver(job, choice, stop, entry)
+    thread = threading.Thread(target=driver.run, name="ray-driver", daemon=True)
+    thread.start()
+    interrupts.hand_over()
+    while thread.is_alive():  # short waits: a signal handler runs between them
+        thread.join(WATCH_SECONDS)
+    if driver.error is not None:
+        raise driver.error
+    return driver.result
+
+
+class _Driver:
+    """The part that runs off the main thread."""
+
+    def __init__(self, job: Job, choice: Choice, stop: LocalStop, entry: Entry) -> None:
+        self._job = job
+        self._entry = entry
+        self._choice = choice
+        self._stop = stop
+        self.result: dict[str, Any] | None = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            with ray_session(self._job.config.launch.ray_address, self._choice.workers, self._choice.threads):
+                if self._stop.requested():
+                    raise KeyboardInterrupt
+                self.result = self._train()
+        except BaseException as error:  # handed to the main thread, which raises it
+            self.error = original_error(error)
+
+    def _train(self) -> dict[str, Any] | None:
+        import ray  # noqa: PLC0415
+
+        from trainer.ray_link import Link  # noqa: PLC0415
+
+        link = ray.remote(num_cpus=0)(Link).remote()
+        over = threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(link, over), name="ray-watch", daemon=True)
+        watcher.start()
+        try:
+            self._fit(link)
+        finally:
+            over.set()
+            watcher.join()
+        result: dict[str, Any] | None = ray.get(link.result.remote())
+        return result
+
+    def _fit(self, link: Any) -> None:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
+        from ray.train.torch import TorchConfig, TorchTrainer  # noqa: PLC0415
+
+        launch, gpus = self._job.config.launch, self._choice.gpus > 0
+        storage = tempfile.mkdtemp(
+            prefix="tokenformer-ray-train-"
+        )  # Ray Train wants one; our checkpoints go to the run directory
+        job = replace(self._job, stop=None, feed_name=f"tokenformer-feed-{uuid.uuid4().hex[:12]}")  # type: ignore[arg-type]
+        try:
+            TorchTrainer(
+                work,
+                train_loop_config={
+                    "entry": self._entry,
+                    "job": job,
+                    "link": link,
+                    "columns": shutil.get_terminal_size((120, 24)).columns,
+                },
+                torch_config=TorchConfig(
+                    backend="nccl" if gpus else "gloo", timeout_s=max(1, int(launch.timeout_seconds))
+                ),
+                scaling_config=ScalingConfig(
+                    num_workers=self._choice.workers,
+                    use_gpu=gpus,
+                    resources_per_worker={"CPU": 1, **({"GPU": 1} if gpus else {})},
+                ),
+                run_config=RunConfig(
+                    name=f"run-{uuid.uuid4().hex[:8]}",
+                    storage_path=storage,
+                    failure_config=FailureConfig(max_failures=0),
+                ),
+            ).fit()
+        finally:
+            shutil.rmtree(storage, ignore_errors=True)
+
+    def _watch(self, link: Any, over: threading.Event) -> None:
+        """Carry the stop request to the workers and their lines to the terminal."""
+        import ray  # noqa: PLC0415
+
+        told = False
+        while True:
+            last = over.wait(WATCH_SECONDS)
+            if self._stop.requested() and not told:
+                ray.get(link.request_stop.remote())
+                told = True
+            for line in ray.get(link.take_lines.remote()):
+                print(line, flush=True)
+            if last:
+                return
+
+
+def work(settings: dict[str, Any]) -> None:
+    """In each Ray Train worker: join the link, then the entry. Rank 0's prints and log lines reach the user."""
+    import ray  # noqa: PLC0415
+
+    from trainer.ray_link import WorkerEnd  # noqa: PLC0415
+
+    os.environ["COLUMNS"] = str(settings["columns"])
+    job: Job = settings["job"]
+    link = settings["link"]
+    rank = int(os.environ["RANK"])
+    with WorkerEnd(link) as end, _printing_to(end if rank == 0 else None):
+        result = settings["entry"](replace(job, stop=end))
+        if rank == 0:
+            ray.get(link.finish.remote(result))
+
+
+@contextlib.contextmanager
+def _printing_to(stream: Any) -> Iterator[None]:
+    """stdout and our log lines into `stream`; None leaves stdout to Ray's log files and keeps only warnings."""
+    if stream is None:
+        logs.to_console(level=logging.WARNING)
+        yield
+        return
+    logs.to_console(stream)
+    with contextlib.redirect_stdout(stream):
+        yield
+
+
+def _expected(record: logging.LogRecord) -> bool:
+    """False drops the record."""
+    return not any(text in record.getMessage() for text in EXPECTED_WARNINGS.values())
+
+
+@contextlib.contextmanager
+def ray_session(address: str, workers: int, threads: int) -> Iterator[None]:
+    """A Ray for one command: embedded and ended with it, or a cluster that is joined and left."""
+    os.environ.update({key: value for key, value in QUIET_ENVIRONMENT.items() if key not in os.environ})
+    import ray  # noqa: PLC0415 - 1.5 s, and it reads the environment when imported
+
+    for name in EXPECTED_WARNINGS:
+        logging.getLogger(name).addFilter(_expected)
+    search_path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH", "")]))
+    if address:
+        settings: dict[str, Any] = {
+            "address": address,
+            "runtime_env": {"env_vars": {**QUIET_ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}},
+        }
+    else:
+        os.environ["PYTHONPATH"] = search_path  # an embedded Ray's processes inherit the environment
+        # Logical CPUs are ours to give: one a worker, and one a core for reading, so that neither starves.
+        settings = {
+            "num_cpus": workers + machine.cores(),
+            "include_dashboard": False,
+            "object_store_memory": min(OBJECT_STORE_BYTES, machine.memory_bytes() // 8),
+            "_system_config": {"enable_metrics_collection": False},
+        }
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, **settings)
+    except ConnectionError as error:
+        raise ConfigError(
+            f"launch.ray_address = '{address}' does not answer ({error}) → it is a running Ray's address "
+            "→ correct it, or '' for a Ray of the command's own"
+        ) from None
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        ray.shutdown()

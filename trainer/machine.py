@@ -1,0 +1,52 @@
+"""What this machine offers, asked without importing torch: the command has to answer before that."""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib import metadata
+from pathlib import Path
+
+CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
+CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
+
+
+def cores() -> int:
+    """CPU cores this process may use: its affinity, and the container's quota where there is one."""
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        quota, period = CGROUP_CPU.read_text().split()
+        return max(1, min(allowed, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        return allowed
+
+
+def memory_bytes() -> int:
+    """Memory this process may use: the machine's, or the container's limit where that is smaller."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(total, int(CGROUP_MEMORY.read_text()))
+    except (OSError, ValueError):
+        return total
+
+
+def gpus() -> tuple[int, str]:
+    """GPUs that training can use, and the reason for the number."""
+    present = len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
+    if not present:
+        return 0, "no GPU here"
+    if version("fbgemm-gpu") is None:
+        return 0, f"{present} GPU(s) here, but the CPU build of fbgemm is installed"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        named = len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+        return min(named, present), f"CUDA_VISIBLE_DEVICES={visible}"
+    return present, f"{present} GPU(s) here"
+
+
+def version(distribution: str) -> str | None:
+    """Installed version of a distribution, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

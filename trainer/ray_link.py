@@ -1,0 +1,97 @@
+"""The thread between the command and its Ray workers: a stop request goes in, rank 0's lines and result come out.
+
+One tiny actor; a background thread in each worker talks to it a few times a second, so that the training loop only ever
+reads an attribute.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from typing import Any, Self
+
+import ray
+
+POLL_SECONDS = 0.2
+
+
+class Link:
+    """The actor's state. Calls are ordered and short."""
+
+    def __init__(self) -> None:
+        self._stop = False
+        self._lines: list[str] = []
+        self._result: dict[str, Any] | None = None
+
+    def request_stop(self) -> None:
+        """From the command: somebody pressed Ctrl-C."""
+        self._stop = True
+
+    def exchange(self, lines: list[str]) -> bool:
+        """From a worker: what it printed since; answers whether to stop."""
+        self._lines += lines
+        return self._stop
+
+    def take_lines(self) -> list[str]:
+        """To the command: each line once."""
+        lines, self._lines = self._lines, []
+        return lines
+
+    def finish(self, result: dict[str, Any] | None) -> None:
+        """From rank 0: what `run_worker` returned."""
+        self._result = result
+
+    def result(self) -> dict[str, Any] | None:
+        """To the command, after the end."""
+        return self._result
+
+
+class WorkerEnd(io.TextIOBase):
+    """A worker's end of the link: a stop signal for the loop, and a stream whose lines reach the user's terminal."""
+
+    def __init__(self, link: Any) -> None:
+        self._link = link
+        self._stop = False
+        self._partial = ""
+        self._lines: list[str] = []
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._talk, name="ray-link", daemon=True)
+
+    def requested(self) -> bool:
+        """The job's stop signal."""
+        return self._stop
+
+    def writable(self) -> bool:
+        """As a text stream says it."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Collect whole lines; they leave with the next exchange."""
+        with self._lock:
+            *whole, self._partial = (self._partial + text).split("\n")
+            self._lines += whole
+        return len(text)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self._thread.join()
+        if self._partial:
+            self.write("\n")
+        self._exchange()  # after the thread: the last lines must not overtake earlier ones
+
+    def _talk(self) -> None:
+        while not self._closing.wait(POLL_SECONDS):
+            self._exchange()
+
+    def _exchange(self) -> None:
+        with self._lock:
+            lines, self._lines = self._lines, []
+        try:
+            self._stop = ray.get(self._link.exchange.remote(lines))
+        except ray.exceptions.RayActorError:  # the command is gone: so should the run be, but with its checkpoint
+            self._stop = True
