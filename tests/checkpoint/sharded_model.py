@@ -1,0 +1,110 @@
+"""A small model as the trainer has it: sharded tables with fused row-wise Adagrad, a dense layer with AdamW."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torchrec
+from torch import nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed.optim import _apply_optimizer_in_backward
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.sharding_plan import column_wise, construct_module_sharding_plan, row_wise, table_wise
+from torchrec.distributed.types import ShardingEnv, ShardingPlan
+from torchrec.optim import RowWiseAdagrad
+
+from trainer.checkpoint.tensors import adam_tensors, fused_tensors
+
+TABLES = {"user": 10, "item": 4}  # of 10 rows three ranks hold 4, 4 and 2, of 4 rows 2, 2 and none
+WIDTH = 8
+
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = torchrec.EmbeddingCollection(
+            tables=[
+                torchrec.EmbeddingConfig(name=name, embedding_dim=WIDTH, num_embeddings=rows, feature_names=[name])
+                for name, rows in TABLES.items()
+            ]
+        )
+        self.dense = nn.Linear(WIDTH, 1)
+
+    def forward(self, kjt: Any) -> torch.Tensor:
+        rows = self.tables(kjt)
+        return sum(self.dense(rows[name].values()).sum() for name in TABLES)
+
+
+class Sharded:
+    """`sharding`: table_wise, row_wise or column_wise, of all tables. Starts from the same weights under any of
+    them."""
+
+    def __init__(self, sharding: str, seed: int) -> None:
+        torch.manual_seed(seed)
+        world_size = dist.get_world_size()
+        toy = Toy()
+        _apply_optimizer_in_backward(RowWiseAdagrad, toy.tables.parameters(), {"lr": 0.1})
+        per_table = {
+            name: table_wise(rank=number % world_size)
+            if sharding == "table_wise"
+            else row_wise()
+            if sharding == "row_wise"
+            else column_wise(ranks=[0, world_size - 1])
+            for number, name in enumerate(TABLES)
+        }
+        sharder = EmbeddingCollectionSharder()
+        plan = construct_module_sharding_plan(
+            toy.tables, per_table, sharder=sharder, local_size=world_size, world_size=world_size, device_type="cpu"
+        )
+        self.model = DistributedModelParallel(
+            toy,
+            env=ShardingEnv.from_process_group(dist.group.WORLD),
+            device=torch.device("cpu"),
+            plan=ShardingPlan(plan={"tables": plan}),
+            sharders=[sharder],
+        )
+        self.named = [(name, p) for name, p in self.model.named_parameters() if "dense" in name]
+        self.optimizer = torch.optim.AdamW([p for _, p in self.named], lr=0.01)
+
+    def step(self, step: int) -> None:
+        """One update; every rank has the same ids, so the dense gradients agree without a reduction."""
+        generator = torch.Generator().manual_seed(step)
+        values = torch.cat([torch.randint(rows, (4,), generator=generator) for rows in TABLES.values()])
+        kjt = torchrec.KeyedJaggedTensor(keys=list(TABLES), values=values, lengths=torch.full((len(TABLES),), 4))
+        self.optimizer.zero_grad()
+        (self.model(kjt) ** 2).backward()
+        self.optimizer.step()
+
+    def tensors(self) -> dict[str, Any]:
+        return {
+            "model": dict(self.model.state_dict()),
+            "fused": fused_tensors(self.model.fused_optimizer),
+            "dense_optimizer": adam_tensors(self.optimizer, self.named),
+        }
+
+    def gathered(self) -> dict[str, list[Any]]:
+        """{name: whole tensor as a list}, the same on every rank."""
+        from trainer.checkpoint.tensors import flatten
+
+        parts: dict[str, list[Any]] = {}
+        for name, tensor in flatten(self.tensors()).items():
+            if isinstance(tensor, ShardedTensor):
+                shards = tensor.local_shards()
+                parts[name] = [(s.metadata.shard_offsets, s.tensor.detach().clone()) for s in shards]
+                parts[name].append((tuple(tensor.size()), None))
+            else:
+                parts[name] = [((0,) * tensor.dim(), tensor.detach().clone()), (tuple(tensor.size()), None)]
+        everywhere: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everywhere, parts)
+        whole: dict[str, torch.Tensor] = {}
+        for of_rank in everywhere:
+            for name, pieces in of_rank.items():
+                size = pieces[-1][0]
+                target = whole.setdefault(name, torch.full(size, float("nan")))
+                for offsets, piece in pieces[:-1]:
+                    box = tuple(slice(o, o + n) for o, n in zip(offsets, piece.shape, strict=True))
+                    target[box] = piece
+        return {name: tensor.tolist() for name, tensor in whole.items()}

@@ -1,0 +1,139 @@
+"""The run directory: where everything of a run is, and the one place that knows the names.
+
+    config.toml (resolved, a valid --config) · plan.txt plan.json · env.json · train.log
+    metrics.jsonl · tensorboard/ · consumed/
+    checkpoints/step_00002000/ (complete only when its COMMIT file exists)
+
+A path of a file system that every rank sees. Files are replaced whole (temporary file, fsync, rename), so that a reader
+never sees half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer.errors import CheckpointError, ConfigError
+
+log = logging.getLogger(__name__)
+
+Resume = Literal["never", "auto", "must"]
+COMMIT = "COMMIT"
+_STEP_DIR = re.compile(r"step_(\d{8,})")
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replaces `path` by `content` in one go; durable when this returns."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    fsync_directory(path.parent)
+
+
+def fsync_directory(path: Path) -> None:
+    """Makes the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class StepDir:
+    """One directory under checkpoints/. complete: it holds a COMMIT file."""
+
+    path: Path
+    step: int
+    complete: bool
+
+
+class RunDir:
+    """Names and atomic writes; only rank 0 (or the launcher) writes through it, checkpoints apart."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.toml"
+        self.plan_text = self.path / "plan.txt"
+        self.plan_json = self.path / "plan.json"
+        self.env = self.path / "env.json"
+        self.train_log = self.path / "train.log"
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.consumed = self.path / "consumed"
+        self.checkpoints = self.path / "checkpoints"
+
+    def prepare(self, resume: Resume) -> Path | None:
+        """Makes the directory; returns the checkpoint to go on from, or None to begin at the beginning. Once a run,
+        before anything is written.
+
+        Raises ConfigError: not a usable directory, or not empty with `never`. CheckpointError: `must` without a
+        complete checkpoint.
+        """
+        try:
+            held = sorted(entry.name for entry in self.path.iterdir()) if self.path.exists() else []
+            if held and resume == "never":
+                raise ConfigError(
+                    f"run directory {self.path} holds {', '.join(held[:3])}{' …' if len(held) > 3 else ''} → a new "
+                    "run needs an empty "
+                    "one → add --resume auto to go on with it, or name another with --run-dir"
+                )
+            for folder in (self.path, self.consumed, self.checkpoints):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"run directory {self.path}: {error.strerror} → it must be a directory we can write → choose another "
+                "--run-dir"
+            ) from error
+        return self._checkpoint_to_resume(resume)
+
+    def _checkpoint_to_resume(self, resume: Resume) -> Path | None:
+        if resume == "never":
+            return None
+        incomplete = [found.path.name for found in self.step_dirs() if not found.complete]
+        latest = self.latest()
+        if latest is None and resume == "must":
+            named = f" (without {COMMIT}: {', '.join(incomplete)})" if incomplete else ""
+            raise CheckpointError(
+                f"run directory {self.path} has no complete checkpoint{named} → --resume must goes on from one → "
+                "use --resume auto to begin at the beginning, or name the run directory that has one"
+            )
+        if incomplete:
+            log.warning(
+                "ignored: checkpoints without %s, their writing was interrupted: %s", COMMIT, ", ".join(incomplete)
+            )
+        log.info("resume: %s", f"from {latest}" if latest else "no complete checkpoint yet: from the beginning")
+        return latest
+
+    def step_dir(self, step: int) -> Path:
+        """Where the checkpoint of this step belongs."""
+        return self.checkpoints / f"step_{step:08d}"
+
+    def step_dirs(self) -> list[StepDir]:
+        """Everything under checkpoints/ that is named like one, oldest step first."""
+        if not self.checkpoints.is_dir():
+            return []
+        named = ((path, _STEP_DIR.fullmatch(path.name)) for path in self.checkpoints.iterdir())
+        found = [StepDir(path, int(match[1]), (path / COMMIT).is_file()) for path, match in named if match]
+        return sorted(found, key=lambda step_dir: step_dir.step)
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint."""
+        complete = [found.path for found in self.step_dirs() if found.complete]
+        return complete[-1] if complete else None
+
+    def write_text(self, path: Path, text: str) -> None:
+        """One of the files above, whole."""
+        write_atomic(path, text)
+
+    def write_json(self, path: Path, value: Any) -> None:
+        """One of the files above, whole."""
+        write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
