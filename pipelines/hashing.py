@@ -9,6 +9,8 @@ mix(0, 0) = 0xE220A8397B1DCDAF, mix(1, 0) = 0x910A2DEC89025CC1, mix(-1, 7) = 0x4
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -19,7 +21,7 @@ from pipelines.schema import MISSING_ID
 FNV_OFFSET = np.uint64(0xCBF29CE484222325)
 FNV_PRIME = np.uint64(0x100000001B3)
 GOLDEN = 0x9E3779B97F4A7C15
-ArrowArray = pa.Array | pa.ChunkedArray
+ArrowArray: TypeAlias = pa.Array | pa.ChunkedArray
 
 
 def mix(ids: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.uint64]:
@@ -28,6 +30,20 @@ def mix(ids: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.uint64]:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+def derive_seed(*parts: int | str) -> int:
+    """One seed (63 bits) from several numbers and names, in this order."""
+    state = 0
+    for part in parts:
+        number = int(hash_strings(pa.array([part]))[0]) if isinstance(part, str) else part
+        state = int(mix(np.array([(state ^ number) % 2**64], np.uint64).view(np.int64), 1)[0])
+    return state >> 1
+
+
+def permutation(count: int, seed: int) -> npt.NDArray[np.int64]:
+    """A seeded order of 0 … count − 1 that no library version changes."""
+    return np.argsort(mix(np.arange(count), seed), kind="stable")
 
 
 def hash_strings(array: ArrowArray) -> npt.NDArray[np.int64]:

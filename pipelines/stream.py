@@ -1,0 +1,136 @@
+"""The trainer's one iterator of batches, from a position on; two executors carry the windows, the same batches bit for bit."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Protocol
+
+from pipelines.batch import Batch, Position
+from pipelines.carry import carry_window
+from pipelines.config import Data
+from pipelines.errors import DataError
+from pipelines.windows import Pass, Window
+
+Job = Callable[[], list[Batch] | None]
+
+
+class Executor(Protocol):
+    """Says how a rank's windows are fetched. threads: at a time. windows_ahead: before they are asked for."""
+
+    threads: int
+    windows_ahead: int
+
+    def jobs(self, pass_: Pass, world_size: int, rank: int, start: Position | None) -> Iterator[Job]:
+        """A job for each window from the one of `start` on, in the pass's order; a job's answer None is the end."""
+        ...
+
+    def close(self, rank: int) -> None:
+        """The rank takes no more windows of the pass begun last."""
+        ...
+
+
+class BatchStream(Iterator[Batch]):
+    """Batches of one rank. Windows are fetched ahead from the first moment; an error in one is raised where its batches would be.
+    `close` (also at the end of a `with`) stops the fetching."""
+
+    def __init__(self, jobs: Iterator[Job], executor: Executor, rank: int, skip: int) -> None:
+        self._jobs, self._executor, self._rank, self._skip = jobs, executor, rank, skip
+        self._pool = ThreadPoolExecutor(executor.threads, f"windows-{rank}")
+        self._pending: deque[Future[list[Batch] | None]] = deque()
+        self._ready: deque[Batch] = deque()
+        self._closed = False
+        self._fill()
+
+    def __next__(self) -> Batch:
+        while not self._ready:
+            if self._closed or not self._pending:
+                self.close()
+                raise StopIteration
+            try:
+                carried = self._pending.popleft().result()
+            except BaseException:
+                self.close()
+                raise
+            if carried is None:
+                self.close()
+                continue
+            self._fill()
+            self._ready.extend(carried[self._skip :])
+            self._skip = 0
+        return self._ready.popleft()
+
+    def close(self) -> None:
+        """Stops; what was fetched and not yet taken is dropped."""
+        if self._closed:
+            return
+        self._closed = True
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pending.clear()
+        self._executor.close(self._rank)
+
+    def __enter__(self) -> BatchStream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _fill(self) -> None:
+        while len(self._pending) < self._executor.windows_ahead:
+            try:
+                job = next(self._jobs, None)
+            except DataError as error:  # of planning the next segment: belongs after the batches that are ready
+                self._jobs = iter([partial(_fail, error)])
+                continue
+            if job is None:
+                return
+            self._pending.append(self._pool.submit(job))
+
+
+def batches(pass_: Pass, world_size: int, rank: int, start: Position | None, executor: Executor) -> BatchStream:
+    """The rank's batch of every global batch of the pass, from `start` (the first one wanted; None = the beginning) on.
+
+    Raises DataError: at once when the data are not the position's, later where rows are not as the schema says.
+    """
+    skip = 0
+    if start is not None:
+        next(pass_.windows_from(start))  # a position that does not fit the data is an error now
+        skip = start.batch % pass_.data.window_batches
+    return BatchStream(executor.jobs(pass_, world_size, rank, start), executor, rank, skip)
+
+
+class ThreadExecutor:
+    """Threads of this process. Every rank reads the windows that it has a part of, that is all: right for one or a few processes."""
+
+    def __init__(self, windows_ahead: int = 4, threads: int = 0) -> None:
+        self.windows_ahead = windows_ahead
+        self.threads = threads or max(1, min(windows_ahead, (os.cpu_count() or 1) // 2))
+
+    def jobs(self, pass_: Pass, world_size: int, rank: int, start: Position | None) -> Iterator[Job]:
+        """See Executor."""
+        return (partial(_carry_one, window, pass_, world_size, rank) for window in pass_.windows_from(start))
+
+    def close(self, rank: int) -> None:
+        """Nothing outlives the stream."""
+
+
+def _carry_one(window: Window, pass_: Pass, world_size: int, rank: int) -> list[Batch]:
+    return carry_window(window, pass_.schema, pass_.data, world_size, [rank])[rank]
+
+
+def _fail(error: DataError) -> list[Batch] | None:
+    raise error
+
+
+def choose_executor(config: Data) -> tuple[str, str]:
+    """("ray" or "threads", the reason). Never imports Ray to find out."""
+    if config.executor != "auto":
+        return config.executor, "data.executor says so"
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return "ray", "a Ray runs in this process: each window is read once for all ranks"
+    return "threads", "no Ray runs in this process: every rank reads its windows itself"
