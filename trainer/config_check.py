@@ -52,10 +52,11 @@ def _token_groups(config: Config) -> list[str]:
 def _model(config: Config) -> list[str]:
     model = config.model
     problems = []
-    if model.dim % (2 * model.num_heads):
+    multiple = 2 * model.num_heads
+    if model.dim % multiple:
         problems.append(
             f"model.dim = {model.dim} with model.num_heads = {model.num_heads} → RoPE turns pairs, so dim must be "
-            f"a multiple of 2 · num_heads → use dim = {math.ceil(model.dim / (2 * model.num_heads)) * 2 * model.num_heads}"
+            f"a multiple of 2 · num_heads → use dim = {math.ceil(model.dim / multiple) * multiple}"
         )
     if model.kind == "tokenformer" and model.num_layers > model.full_layers and not model.windows:
         problems.append(
@@ -82,8 +83,8 @@ def _data(config: Config) -> list[str]:
         )
     if config.launch.workers > data.global_batch:
         problems.append(
-            f"data.global_batch = {data.global_batch} with launch.workers = {config.launch.workers} → each worker needs "
-            "a row of every batch → raise the one or lower the other"
+            f"data.global_batch = {data.global_batch} with launch.workers = {config.launch.workers} → each worker "
+            "needs a row of every batch → raise the one or lower the other"
         )
     return problems
 
@@ -95,8 +96,8 @@ def _optim(config: Config) -> list[str]:
         problems.append(f"optim.betas = {list(optim.betas)} → both are in [0, 1) → correct them")
     if 0 < optim.decay_examples <= optim.warmup_examples:
         problems.append(
-            f"optim.decay_examples = {optim.decay_examples} is within warm-up ({optim.warmup_examples}) → decay ends after "
-            "warm-up → raise it, or 0 for a constant rate"
+            f"optim.decay_examples = {optim.decay_examples} is within warm-up ({optim.warmup_examples}) → decay ends "
+            "after warm-up → raise it, or 0 for a constant rate"
         )
     return problems
 

@@ -16,7 +16,7 @@ Key = tuple[str, ...]
 def apply_overrides(
     raw: dict[str, Any], overrides: list[str], sections: Mapping[str, type[BaseModel]]
 ) -> tuple[dict[Key, str], list[str]]:
-    """Write every override into `raw`. Returns {key: the option as typed}, for errors to name, and the problems found."""
+    """Write every override into `raw`. Returns {key: option as typed}, for errors to name, and problems."""
     typed: dict[Key, str] = {}
     problems: list[str] = []
     for option, value in _pairs(overrides):
@@ -67,7 +67,7 @@ def _pairs(overrides: list[str]) -> Iterator[tuple[str, str | None]]:
 
 
 def _locate(section: type[BaseModel], parts: list[str]) -> tuple[list[str], Any]:
-    """The value's type, and names as the sections spell them: kebab or snake; names of tables and columns are left alone."""
+    """The value's type, and names as the sections spell them: kebab or snake; tables and columns are left alone."""
     at: Any = section
     path = []
     for part in parts:

@@ -27,7 +27,7 @@ def train(job: Job) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen. workers: training processes in all. gpus: of this machine, one a worker. reasons: a line a choice."""
+    """What was chosen. workers: training processes in all. gpus: used, one a worker. reasons: a line each."""
 
     backend: BackendName
     workers: int
@@ -83,7 +83,7 @@ def choose(launch: Launch, env: Mapping[str, str] | None = None) -> Choice:
 def run(
     job: Job, choice: Choice, stop: LocalStop, interrupts: Interrupts, entry: Entry = train
 ) -> dict[str, Any] | None:
-    """Run `entry(job)` in every process as chosen, to its end. Returns what rank 0's returned (None in another process).
+    """Run `entry(job)` in every process as chosen, to its end. Returns what rank 0's returned, None elsewhere.
 
     Errors of the workers arrive as they were raised.
     """

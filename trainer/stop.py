@@ -48,9 +48,14 @@ class Interrupts:
         """From here on a run exists that can save itself."""
         self._running = True
 
-    def __enter__(self) -> Self:
+    def arm(self) -> None:
+        """Install the handlers; again where a library has put its own in their place."""
         for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._handle)
+            before = signal.signal(number, self._handle)
+            self._before.setdefault(number, before)
+
+    def __enter__(self) -> Self:
+        self.arm()
         return self
 
     def __exit__(

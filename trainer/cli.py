@@ -1,0 +1,71 @@
+"""`tokenformer VERB`. Verbs import what they need when they run, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from trainer.cli_boundary import guarded
+from trainer.cli_data import data
+
+# Options of the form --section.key belong to the run file, not to click.
+OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
+OVERRIDES_HELP = "Keys of the run file may follow: --model.num-layers 6, --data.segments 2026-11-13..2026-11-19."
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def cli() -> None:
+    """Train rankers that read many fields and long histories, on sharded tables.
+
+    Exit codes: 0 fine · 2 usage or config · 3 data · 4 plan does not fit · 5 checkpoint · 1 anything unforeseen.
+    """
+
+
+cli.add_command(data)
+
+
+@cli.command(context_settings=OVERRIDES, epilog=OVERRIDES_HELP)
+@click.option("--config", "config_path", required=True, metavar="F", help="Run file.")
+@click.option("--run-dir", metavar="D", help="Run directory.  [default: runs/NAME of the run file]")
+@click.option("--resume", type=click.Choice(["never", "auto", "must"]), default="never", show_default=True)
+@click.option("--dry-run", is_flag=True, help="Two real batches through plan, step, checkpoint and resume.")
+@click.option("--max-steps", type=click.IntRange(min=1), metavar="N", help="Stop after N steps: --train.max-steps N.")
+@click.pass_context
+def train(  # noqa: PLR0917 - click passes by name
+    ctx: click.Context, config_path: str, run_dir: str | None, resume: str, dry_run: bool, max_steps: int | None
+) -> None:
+    """Train, making the data first when they are absent and the run file says how."""
+    from trainer.train_verb import TrainOptions, run_training  # noqa: PLC0415
+
+    steps = [] if max_steps is None else [f"--train.max-steps={max_steps}"]
+    run_training(TrainOptions(config_path, [*ctx.args, *steps], run_dir, resume, dry_run))  # type: ignore[arg-type]
+
+
+@cli.command(context_settings=OVERRIDES, epilog=OVERRIDES_HELP)
+@click.option("--config", "config_path", required=True, metavar="F", help="Run file.")
+@click.option("--world-size", type=click.IntRange(min=1), required=True, metavar="N", help="Training processes.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--memory", metavar="SIZE", help="Memory of a rank for tables, such as 80GB: what does not fit is told.")
+@click.pass_context
+def plan(ctx: click.Context, config_path: str, world_size: int, device: str, memory: str | None) -> None:
+    """Show model size, sharding table by table and memory per rank. Needs neither GPU nor data."""
+    from trainer.plan_verb import plan as run  # noqa: PLC0415
+
+    run(config_path, ctx.args, world_size, device, memory)
+
+
+@cli.command()
+def doctor() -> None:
+    """Show versions, devices and backends, and what will be slower here and why."""
+    from trainer.doctor import examine  # noqa: PLC0415
+
+    findings = examine()
+    click.echo("\n".join(findings.lines()))
+    if findings.problems:
+        raise SystemExit(1)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script: every error ends in one place, with the exit code of the contract."""
+    sys.exit(guarded(lambda: cli.main(arguments, prog_name="tokenformer", standalone_mode=False)))

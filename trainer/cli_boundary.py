@@ -1,0 +1,69 @@
+"""The one place where errors become lines and exit codes: 2 usage or config · 3 data · 4 plan · 5 checkpoint · 1 a bug."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+USAGE, UNFORESEEN, INTERRUPTED = 2, 1, 130
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """Run a click command (not standalone) and return the process's exit code, its errors said on stderr."""
+    try:
+        command()
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        verb = context.command_path if context else "tokenformer"
+        return _say([f"{error.format_message()} → see {verb} --help"], USAGE)
+    except (KeyboardInterrupt, click.Abort):
+        return _say(["interrupted: nothing half-written was left"], INTERRUPTED)
+    except BrokenPipeError:  # the reader of a pipe left: `tokenformer … | head`
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        return _report(error)
+    return 0
+
+
+def _report(error: Exception) -> int:
+    from trainer.ray_errors import original_error  # noqa: PLC0415 - only where something went wrong
+
+    original = original_error(error)
+    code = exit_code(original)
+    if code is not None:
+        return _say(getattr(original, "problems", None) or [str(original)], code)
+    traceback.print_exception(original)
+    return _say(
+        [f"this is a bug: {type(original).__name__} was not foreseen → please report it with the lines above"], 1
+    )
+
+
+def exit_code(error: BaseException) -> int | None:
+    """The contract's code of an error that its user can mend, or None for an unforeseen one."""
+    from embeddings.errors import IdMapError, PlanDoesNotFitError, PlanError  # noqa: PLC0415
+    from pipelines.errors import DataError, SchemaError  # noqa: PLC0415
+    from trainer.errors import UserError  # noqa: PLC0415
+
+    if isinstance(error, UserError):
+        return error.exit_code
+    by_type: list[tuple[type[BaseException], int]] = [
+        (SchemaError, 2),
+        (DataError, 3),
+        (PlanDoesNotFitError, 4),
+        (PlanError, 2),
+        (IdMapError, 5),
+    ]
+    return next((code for kind, code in by_type if isinstance(error, kind)), None)
+
+
+def _say(lines: list[str], code: int) -> int:
+    for line in lines:
+        click.echo(f"error: {line}", err=True)
+    return code

@@ -1,0 +1,76 @@
+"""`tokenformer data …`: making request rows, and looking at what is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.group()
+def data() -> None:
+    """Event logs and request rows: make them, look at them."""
+
+
+@data.command()
+@click.option("--out", required=True, metavar="D", help="Folder for the log; new or empty.")
+@click.option(
+    "--config", "config_path", metavar="F", help="Run file whose [data.synth] says how much; else its defaults."
+)
+def synth(out: str, config_path: str | None) -> None:
+    """Write the seeded synthetic event log."""
+    from pipelines.config import Synth  # noqa: PLC0415
+    from pipelines.synth import write_log  # noqa: PLC0415
+    from trainer.config import load_config  # noqa: PLC0415
+
+    settings = load_config(config_path).data.synth if config_path else None
+    _show(write_log(settings or Synth(), Path(out)), out)
+
+
+@data.command()
+@click.option("--zip", "archive", required=True, metavar="FILE", help="The original ml-1m.zip.")
+@click.option("--out", required=True, metavar="D", help="Folder for the log; new or empty.")
+def movielens(archive: str, out: str) -> None:
+    """Turn the original MovieLens-1M archive into an event log."""
+    from pipelines.movielens import write_log  # noqa: PLC0415
+
+    _show(write_log(Path(archive), Path(out)), out)
+
+
+@data.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.option("--config", "config_path", required=True, metavar="F", help="Run file with [schema] and [data.prepare].")
+@click.option("--out", metavar="D", help="Folder for the rows; new or empty.  [default: data.rows]")
+@click.pass_context
+def prepare(ctx: click.Context, config_path: str, out: str | None) -> None:
+    """Make request rows from event logs."""
+    from trainer.config import load_config  # noqa: PLC0415
+    from trainer.errors import ConfigError  # noqa: PLC0415
+    from trainer.make_data import prepare_rows  # noqa: PLC0415
+
+    config = load_config(config_path, ctx.args)
+    if config.data.prepare is None:
+        raise ConfigError(f"{config_path} has no [data.prepare] → it says which log and how → add it")
+    target = out or config.data.rows
+    _show(prepare_rows(config, target), target)
+
+
+@data.command()
+@click.argument("path")
+@click.option("--write-schema", metavar="F", help="Write the drafted schema there; guesses are marked.")
+def inspect(path: str, write_schema: str | None) -> None:
+    """Show columns, types, lengths, cardinalities and label rates of request rows; draft a schema."""
+    from pipelines.inspect import inspect as examine  # noqa: PLC0415
+    from trainer.errors import ConfigError  # noqa: PLC0415
+
+    if write_schema and Path(write_schema).exists():
+        raise ConfigError(f"'{write_schema}' exists → a draft never replaces a file → name another")
+    findings = examine(path)
+    click.echo("\n".join(findings.lines()))
+    if write_schema:
+        findings.write_schema(Path(write_schema))
+        click.echo(f"schema drafted in {write_schema}: check what is marked as a guess")
+
+
+def _show(report: Any, out: str) -> None:
+    click.echo("\n".join([*report.lines(), f"written to {out}"]))

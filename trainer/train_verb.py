@@ -1,0 +1,89 @@
+"""The `train` verb: config, data, run directory, then the launcher; and a clean leave at whatever moment."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer import logs
+from trainer.config import load_config
+from trainer.job import Job, Resume
+from trainer.launch import Choice, announce, choose, run
+from trainer.make_data import check_rows, ensure_rows
+from trainer.run_dir import RunDir
+from trainer.stop import Interrupts, LocalStop
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """As typed. overrides: `--section.key value` in pieces. run_dir: None = runs/NAME of the run file."""
+
+    config: str
+    overrides: list[str]
+    run_dir: str | None
+    resume: Resume
+    dry_run: bool
+
+
+def run_training(options: TrainOptions) -> None:
+    """Run it to its end, or until Ctrl-C or SIGTERM, which leave with a checkpoint and without an error.
+
+    Raises what its user can mend (ConfigError, DataError, PlanError, CheckpointError …) as it is.
+    """
+    config = load_config(options.config, options.overrides)
+    choice = choose(config.launch)
+    speaks = _is_first(choice)
+    logs.to_console(level=logging.INFO if speaks else logging.WARNING)
+    stop = LocalStop()
+    with Interrupts(stop) as interrupts:
+        try:
+            with _run_directory(options, speaks) as run_dir:
+                if speaks:  # under torchrun the other ranks meet the first one in the process group, after this
+                    ensure_rows(config)
+                    interrupts.arm()  # Ray installs handlers of its own when rows are made
+                    check_rows(config)
+                    run_dir.prepare(options.resume)
+                    announce(choice)
+                job = Job(config, str(run_dir.path.absolute()), stop, options.resume, None, options.dry_run)
+                run(job, choice, stop, interrupts)
+        except KeyboardInterrupt:
+            log.info("stopped before training began: there is nothing to resume")
+
+
+def _is_first(choice: Choice) -> bool:
+    return choice.backend != "torchrun" or os.environ["RANK"] == "0"
+
+
+@contextmanager
+def _run_directory(options: TrainOptions, first: bool) -> Iterator[RunDir]:
+    """The run's directory, not made yet. A run that ends before it has anything to show leaves none behind."""
+    path = Path(options.run_dir or Path("runs") / Path(options.config).stem)
+    if options.dry_run:
+        path = path.with_name(f"{path.name}.dry-run")  # a name that every rank knows, and only dry runs use
+    run_dir = RunDir(path)
+    if options.dry_run and first:
+        shutil.rmtree(path, ignore_errors=True)
+    held = path.exists() and any(path.iterdir()) if path.is_dir() else path.exists()
+    if held and first:
+        run_dir.prepare(options.resume)  # says what is wrong with it before data are made
+    try:
+        yield run_dir
+    except BaseException:
+        if first and not held and not _has_something(run_dir):
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+    finally:
+        if options.dry_run and first:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _has_something(run_dir: RunDir) -> bool:
+    """Metrics or a checkpoint: worth keeping for whoever looks why it ended."""
+    return bool(run_dir.step_dirs()) or (run_dir.metrics.exists() and run_dir.metrics.stat().st_size > 0)
