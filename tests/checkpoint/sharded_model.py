@@ -16,10 +16,20 @@ from torchrec.distributed.sharding_plan import column_wise, construct_module_sha
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.optim import RowWiseAdagrad
 
-from trainer.checkpoint.tensors import adam_tensors, fused_tensors
+from trainer.checkpoint.tensors import flatten
 
 TABLES = {"user": 10, "item": 4}  # of 10 rows three ranks hold 4, 4 and 2, of 4 rows 2, 2 and none
 WIDTH = 8
+
+
+def adam_tensors(optimizer: torch.optim.Optimizer, named: list[tuple[str, nn.Parameter]]) -> dict[str, Any]:
+    """{parameter: its moments}, made as the optimizer itself would where it has taken no step."""
+    for _, parameter in named:
+        state = optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+    return {name: dict(optimizer.state[parameter]) for name, parameter in named}
 
 
 class Toy(nn.Module):
@@ -81,14 +91,12 @@ class Sharded:
     def tensors(self) -> dict[str, Any]:
         return {
             "model": dict(self.model.state_dict()),
-            "fused": fused_tensors(self.model.fused_optimizer),
+            "tables_optimizer": self.model.fused_optimizer.state_dict()["state"],
             "dense_optimizer": adam_tensors(self.optimizer, self.named),
         }
 
     def gathered(self) -> dict[str, list[Any]]:
         """{name: whole tensor as a list}, the same on every rank."""
-        from trainer.checkpoint.tensors import flatten
-
         parts: dict[str, list[Any]] = {}
         for name, tensor in flatten(self.tensors()).items():
             if isinstance(tensor, ShardedTensor):

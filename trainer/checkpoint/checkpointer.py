@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import JsonValue
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
 from pipelines.schema import Schema
-from trainer.checkpoint import manifest, tensors
+from trainer.checkpoint import manifest
 from trainer.checkpoint.planner import StrictLoadPlanner, save_planner
 from trainer.checkpoint.state import CheckpointState, read_state
 from trainer.checkpoint.storage import SafetensorsReader, SafetensorsWriter, open_safetensors, remove_checkpoint
+from trainer.checkpoint.tensors import PIECE, flatten
 from trainer.config_sections import Checkpoint
 from trainer.errors import CheckpointError, UserError
 from trainer.run_dir import RunDir
@@ -47,87 +49,101 @@ class Piece:
 
 
 class Checkpointer:
-    """process_group: of CPU tensors (gloo); None = the default one, or none at all in a single process. clock: seconds,
-    monotonic."""
+    """schema: what the run's model reads; a checkpoint of another one is refused. process_group: of CPU tensors
+    (gloo); None = the default one, or none at all in a single process. clock: seconds, monotonic. last_step: the step
+    last saved or loaded here.
+    """
 
     def __init__(
         self,
         run_dir: RunDir,
         config: Checkpoint,
+        schema: Schema,
         process_group: dist.ProcessGroup | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.run_dir = run_dir
         self.config = config
+        self.schema = schema
         self.group = process_group
         self.clock = clock
         self.rank = dist.get_rank(process_group) if dist.is_initialized() else 0
         self.world_size = dist.get_world_size(process_group) if dist.is_initialized() else 1
-        self._last_step: int | None = None
+        self.last_step: int | None = None
         self._last_time = clock()
+        self._lineage: tuple[str, ...] = ()
 
     def due(self, step: int) -> bool:
         """Whether it is time to save after this step, by steps or by minutes. Ask rank 0 and let the ranks agree:
         clocks differ."""
-        if step == self._last_step:
+        if step == self.last_step:
             return False
         by_steps = self.config.every_steps > 0 and step % self.config.every_steps == 0
         return by_steps or 0 < 60 * self.config.every_minutes <= self.clock() - self._last_time
 
     def seconds_since_save(self) -> float | None:
         """Since the last save or load of this process; None before the first."""
-        return None if self._last_step is None else self.clock() - self._last_time
+        return None if self.last_step is None else self.clock() - self._last_time
 
     def save(
-        self, state: CheckpointState, model: Mapping[str, Any], pieces: Mapping[str, torch.Tensor] | None = None
+        self,
+        step: int,
+        tensors: Mapping[str, Any],
+        state: Mapping[str, JsonValue],
+        pieces: Mapping[str, torch.Tensor] | None = None,
     ) -> Saved:
-        """Collective. `model`: nested dicts of tensors, the same names on every rank (sharded ones where a rank has a
-        part). `pieces`: this rank's own tensors, of any shape.
+        """Collective. tensors: (nested) dicts of tensors, the same names on every rank; sharded ones where a rank has
+        a part.
+        state: the rest, as JSON; rank 0's counts. pieces: this rank's own tensors, of any shape.
 
-        The checkpoint is complete when this returns on rank 0; then older ones beyond `keep` go. Where this step is the
-        one last saved or loaded, nothing is written. Raises CheckpointError on every rank if one cannot write.
+        The checkpoint is complete when this returns on rank 0; then older ones beyond `keep` go. Where `step` is
+        last_step, nothing is written. Raises CheckpointError on every rank if one cannot write.
         """
-        path = self.run_dir.step_dir(state.step)
+        path = self.run_dir.step_dir(step)
         started = time.monotonic()
-        if state.step != self._last_step:
-            flat = tensors.flatten(model) | tensors.flatten({tensors.PIECE: {f"{self.rank:05d}": dict(pieces or {})}})
-            writer = SafetensorsWriter(path, self.rank, state.step, state.model_dump_json(indent=2))
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-                _raise_plainly(
-                    lambda: state_dict_saver.save(
-                        flat, storage_writer=writer, planner=save_planner(), process_group=self.group
-                    )
+        if step != self.last_step:
+            flat = flatten(tensors) | flatten({PIECE: {f"{self.rank:05d}": dict(pieces or {})}})
+            record = CheckpointState(
+                step=step,
+                world_size=self.world_size,
+                data_schema=self.schema,
+                resumed_from=self._lineage,
+                state=dict(state),
+            )
+            writer = SafetensorsWriter(path, self.rank, step, record.model_dump_json(indent=2))
+            _raise_plainly(
+                lambda: state_dict_saver.save(
+                    flat, storage_writer=writer, planner=save_planner(), process_group=self.group
                 )
-            self._mark(state.step)
+            )
+            self._mark(step)
             if self.rank == 0:
-                self._prune(state.step)
+                self._prune(step)
         size = manifest.read_commit(path).total_bytes() if self.rank == 0 else 0
-        return Saved(path, state.step, size, time.monotonic() - started)
+        return Saved(path, step, size, time.monotonic() - started)
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint of the run."""
         return self.run_dir.latest()
 
-    def load(self, path: Path, model: Mapping[str, Any], schema: Schema | None = None) -> CheckpointState:
-        """Collective. Fills the tensors of `model` (as given to save) in place, under any world size and sharding.
+    def load(self, path: Path, tensors: Mapping[str, Any]) -> dict[str, JsonValue]:
+        """Collective. Fills `tensors` (as given to save) in place, under any world size and sharding; returns `state`.
 
-        Raises CheckpointError on every rank: incomplete, changed since it was written, of another schema or model; the
-        tensors are then as they were, unless a file failed while it was read.
+        Raises CheckpointError on every rank: incomplete, changed since it was written, of another schema or model.
+        The tensors are then as they were, unless a file failed under the reading.
         """
-        commit = manifest.read_commit(path)
-        state = read_state(path, commit, schema)
-        flat = tensors.flatten(model)
+        record = read_state(path, manifest.read_commit(path), self.schema)
+        flat = flatten(tensors)
         reader = SafetensorsReader(path, self.rank, self.world_size)
         planner = StrictLoadPlanner(str(path))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            _raise_plainly(
-                lambda: state_dict_loader.load(flat, storage_reader=reader, planner=planner, process_group=self.group)
-            )
-        if path.parent.resolve() == self.run_dir.checkpoints.resolve():
-            self._mark(state.step)
-        return state
+        _raise_plainly(
+            lambda: state_dict_loader.load(flat, storage_reader=reader, planner=planner, process_group=self.group)
+        )
+        here = path.parent.resolve() == self.run_dir.checkpoints.resolve()
+        self._lineage = (*record.resumed_from, path.name if here else str(path))
+        if here:
+            self._mark(record.step)
+        return dict(record.state)
 
     def read_pieces(self, path: Path, prefix: str = "") -> Iterator[Piece]:
         """Every rank's pieces whose name starts with `prefix`, by rank, then name. Not collective: take those that are
@@ -136,11 +152,11 @@ class Checkpointer:
         for full_name, record in sorted(index.tensors.items()):
             kind, _, rest = full_name.partition("/")
             rank, _, name = rest.partition("/")
-            if kind == tensors.PIECE and name.startswith(prefix):
+            if kind == PIECE and name.startswith(prefix):
                 yield Piece(int(rank), name, _read_whole(path, record))
 
     def _mark(self, step: int) -> None:
-        self._last_step, self._last_time = step, self.clock()
+        self.last_step, self._last_time = step, self.clock()
 
     def _prune(self, newest: int) -> None:
         """Keeps the newest `keep` complete ones; what an interrupted save left behind goes as well."""
@@ -167,7 +183,9 @@ def _raise_plainly(collective: Callable[[], Any]) -> None:
     """DCP gathers every rank's exception into one; a user's mistakes and a full disk become lines again, the same on
     every rank."""
     try:
-        collective()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            collective()
     except CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]
         problems = [problem for cause in causes if isinstance(cause, UserError) for problem in cause.problems]

@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import _create_chunk_list
 
+from trainer.checkpoint.tensors import SPARSE_STATE
 from trainer.errors import CheckpointError
 
 
@@ -63,7 +64,7 @@ class StrictLoadPlanner(DefaultLoadPlanner):
     def _other_size(self, name: str, saved: tuple[int, ...], wanted: tuple[int, ...]) -> str:
         if (
             len(saved) == len(wanted) == 1
-            and name.startswith("fused/")
+            and name.startswith(SPARSE_STATE)
             and (saved[0] % wanted[0]) * (wanted[0] % saved[0]) == 0
         ):
             # TorchRec keeps one row-wise state per column shard, laid end to end: it has no meaning under another split

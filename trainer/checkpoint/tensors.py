@@ -1,21 +1,16 @@
-"""From modules and optimizers to the named tensors of a checkpoint. Everything here aliases: loading in place changes
-the model.
-
-Names are paths: dense parameters and tables `model/NAME`, fused (sparse) optimizer state `fused/PARAMETER/KEY`, dense
-optimizer state `dense_optimizer/PARAMETER/KEY`, the metrics `metrics`. A rank's own pieces (id maps, RNG) are
-`piece/RANK/NAME`.
-"""
+"""Names of what a checkpoint holds: paths such as `weights/NAME`; a rank's own pieces (id maps, RNG) are
+`piece/RANK/NAME`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
 PIECE = "piece"
+SPARSE_STATE = "tables_optimizer/"  # fused optimizer state, as model_state.py names it
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -34,34 +29,6 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             raise ValueError(f"two tensors named {sorted(overlap)[0]}")
         flat |= inner
     return flat
-
-
-def fused_tensors(fused_optimizer: Any) -> dict[str, dict[str, Any]]:
-    """State of a TorchRec KeyedOptimizer (`DistributedModelParallel.fused_optimizer`): {parameter: {key:
-    ShardedTensor}}."""
-    state: dict[str, dict[str, Any]] = fused_optimizer.state_dict()["state"]
-    return state
-
-
-def adam_tensors(
-    optimizer: torch.optim.Optimizer, named: Iterable[tuple[str, nn.Parameter]]
-) -> dict[str, dict[str, torch.Tensor]]:
-    """State of Adam or AdamW by parameter name. State that is not there yet is made as the optimizer itself would at
-    its first step, so that a fresh optimizer can be loaded into."""
-    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
-    tensors: dict[str, dict[str, torch.Tensor]] = {}
-    for name, parameter in named:
-        group = groups.get(parameter)
-        if group is None:
-            continue
-        state = optimizer.state[parameter]
-        if not state:
-            on_device = bool(group.get("fused") or group.get("capturable"))
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if on_device else "cpu")
-            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        tensors[name] = dict(state)
-    return tensors
 
 
 def rng_pieces() -> dict[str, torch.Tensor]:
