@@ -1,0 +1,99 @@
+"""From a config to the sharded, trainable recommender: author unsharded on meta, plan, shard, materialise, initialise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import ShardingEnv, ShardingPlan
+
+from embeddings.idmap import IdMapper
+from embeddings.init import initialise
+from embeddings.optim import fuse_optimizer
+from embeddings.plan import make_plan
+from embeddings.sharders import sharders
+from embeddings.specs import TableSpec, table_specs
+from embeddings.tables import Tables
+from model.loss import Heads, TaskHead
+from model.rankers import build_ranker
+from trainer.config import Config
+from trainer.dense_optim import DenseOptimizer
+from trainer.dense_sync import DenseSync
+from trainer.gate import GradientGate
+from trainer.layout import Layout, make_layout
+from trainer.recommender import Assemble, Recommender, Scorer
+from trainer.runtime import Runtime
+
+
+@dataclass
+class Assembly:
+    """Everything a step needs, joined. `model` is what is called; `module` is the Recommender inside it."""
+
+    model: DistributedModelParallel
+    optimizer: DenseOptimizer
+    mapper: IdMapper
+    gate: GradientGate
+    sync: DenseSync
+    specs: dict[str, TableSpec]
+    layout: Layout
+    plan: ShardingPlan
+
+    @property
+    def module(self) -> Recommender:
+        """The recommender, its tables sharded."""
+        module: Recommender = self.model.module
+        return module
+
+
+def task_heads(config: Config) -> Heads:
+    """Tasks in schema order, with their loss weights and products."""
+    return Heads([TaskHead(name, task.loss_weight, task.product_of) for name, task in config.schema.tasks.items()])
+
+
+def build_dense(config: Config, layout: Layout) -> nn.Module:
+    """The ranker, the same on every rank and for every world size: a function of the seed."""
+    torch.manual_seed(config.train.seed)
+    return build_ranker(layout.spec, config.model)
+
+
+def assemble(config: Config, runtime: Runtime) -> Assembly:
+    """Collective. Raises PlanError when the tables do not fit."""
+    specs = table_specs(config.schema, config.embeddings)
+    layout = make_layout(config.schema, specs)
+    gate = GradientGate(runtime.gate)
+    tables = Tables(specs, device="meta")
+    fuse_optimizer(tables, config.embeddings)
+    ranker = build_dense(config, layout).to(runtime.device)
+    scorer = Scorer(ranker, task_heads(config), gate, config.train.seed, runtime.rank)
+    recommender = Recommender(tables, Assemble(layout, gate), scorer)
+    plan = make_plan(
+        recommender,
+        specs,
+        runtime.world_size,
+        runtime.local_world_size,
+        runtime.device.type,
+        process_group=runtime.tables,
+    )
+    sync = DenseSync(runtime.dense, config.train.bucket_mb, config.train.first_bucket_mb)
+    model = DistributedModelParallel(
+        recommender,
+        env=ShardingEnv.from_process_group(runtime.tables),
+        device=runtime.device,
+        plan=plan,
+        sharders=sharders(),
+        data_parallel_wrapper=sync,
+    )
+    initialise(model, specs, config.train.seed)
+    gate.dense_parameters = list(sync.parameters.values())
+    return Assembly(
+        model=model,
+        optimizer=DenseOptimizer(sync.parameters, sync, gate, config.optim),
+        mapper=IdMapper(specs, runtime.control),
+        gate=gate,
+        sync=sync,
+        specs=specs,
+        layout=layout,
+        plan=plan,
+    )

@@ -1,0 +1,155 @@
+"""One rank's batch as TorchRec carries it: the plain arrays of pipelines.batch wrapped without a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+from embeddings.specs import TableSpec
+from embeddings.tables import group_kjts
+from pipelines.batch import Batch, Position
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What all ranks agreed about one global batch, one step ahead.
+
+    step: optimizer step it will be trained as, from 1. examples: per task, positions with a weight, over all ranks.
+    weight_sums: per task, Σ w over all ranks. data_through: newest event time in it, microseconds.
+    """
+
+    step: int
+    position: Position
+    rows: int
+    examples: tuple[int, ...]
+    weight_sums: tuple[float, ...]
+    data_through: int
+
+    @property
+    def total_examples(self) -> int:
+        """Supervised positions over all tasks."""
+        return sum(self.examples)
+
+
+@dataclass
+class FieldIndex:
+    """A column's values as positions [V] in its table's rows; `segments` [V] gives the position of each value where a position may have
+    other than one, and `lengths` [P] how many it has."""
+
+    inverse: torch.Tensor
+    lengths: torch.Tensor | None = None
+    segments: torch.Tensor | None = None
+
+
+@dataclass
+class RequestBatch(Pipelineable):  # type: ignore[misc]
+    """kjts: {group: KJT keyed by table, stride 1}; the rest is legend of pipelines.batch. labels, weights float [S, K];
+    normalizers_K: Σ w over all ranks ÷ world size."""
+
+    info: StepInfo
+    kjts: dict[str, KeyedJaggedTensor]
+    fields: dict[str, FieldIndex]
+    dense: dict[str, torch.Tensor]
+    history_lengths: dict[str, torch.Tensor]
+    times: dict[str, torch.Tensor]
+    clocks: dict[str, torch.Tensor]
+    action_clocks: dict[str, torch.Tensor]
+    request: dict[str, torch.Tensor]  # candidate_lengths, time, clock
+    labels_SK: torch.Tensor
+    weights_SK: torch.Tensor
+    normalizers_K: torch.Tensor
+    host: Batch | None = field(default=None, repr=False)  # evaluation reads users and requests from it
+
+    def _map(self, fn: Callable[[Any], Any]) -> RequestBatch:
+        def each(tensors: dict[str, Any]) -> dict[str, Any]:
+            return {k: fn(v) for k, v in tensors.items()}
+
+        def index(f: FieldIndex) -> FieldIndex:
+            return FieldIndex(
+                fn(f.inverse),
+                None if f.lengths is None else fn(f.lengths),
+                None if f.segments is None else fn(f.segments),
+            )
+
+        return replace(
+            self,
+            kjts=each(self.kjts),
+            fields={k: index(v) for k, v in self.fields.items()},
+            dense=each(self.dense),
+            history_lengths=each(self.history_lengths),
+            times=each(self.times),
+            clocks=each(self.clocks),
+            action_clocks=each(self.action_clocks),
+            request=each(self.request),
+            labels_SK=fn(self.labels_SK),
+            weights_SK=fn(self.weights_SK),
+            normalizers_K=fn(self.normalizers_K),
+        )
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> RequestBatch:
+        """On `device`; itself where it is there already."""
+        if self.labels_SK.device == device:
+            return self
+        return self._map(lambda t: t.to(device=device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> RequestBatch:
+        """In page-locked memory, for copies that overlap."""
+        return self._map(lambda t: t.pin_memory())
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keeps the memory alive until `stream` is done with it."""
+
+        def record(tensor: Any) -> Any:
+            tensor.record_stream(stream)
+            return tensor
+
+        self._map(record)
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
+    # Arrays out of a shared-memory object store are read-only, which torch tensors cannot be: those few are copied.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def wrap(
+    batch: Batch,
+    info: StepInfo,
+    rows: dict[str, np.ndarray[Any, Any]],
+    specs: dict[str, TableSpec],
+    tasks: tuple[str, ...],
+    world_size: int,
+    keep_host: bool = False,
+) -> RequestBatch:
+    """The batch with its ids already mapped to table `rows` {table: int64 [U]}."""
+    fields = {}
+    for name, f in batch.fields.items():
+        index = FieldIndex(_tensor(f.inverse))
+        if f.lengths is not None:
+            index.lengths = _tensor(f.lengths).long()
+            index.segments = torch.repeat_interleave(torch.arange(len(index.lengths)), index.lengths)
+        fields[name] = index
+    return RequestBatch(
+        info=info,
+        kjts=group_kjts(specs, {table: _tensor(found) for table, found in rows.items()}),
+        fields=fields,
+        dense={k: _tensor(v) for k, v in batch.dense.items()},
+        history_lengths={k: _tensor(v).long() for k, v in batch.history_lengths.items()},
+        times={k: _tensor(v) for k, v in batch.times.items()},
+        clocks={k: _tensor(v) for k, v in batch.clocks.items()},
+        action_clocks={k: _tensor(v) for k, v in batch.action_clocks.items()},
+        request={
+            "candidate_lengths": _tensor(batch.candidate_lengths).long(),
+            "time": _tensor(batch.request_time),
+            "clock": _tensor(batch.request_clock),
+        },
+        labels_SK=torch.stack([_tensor(batch.labels[t]) for t in tasks], dim=1),
+        weights_SK=torch.stack([_tensor(batch.weights[t]) for t in tasks], dim=1),
+        normalizers_K=torch.tensor(info.weight_sums, dtype=torch.float32) / world_size,
+        host=batch if keep_host else None,
+    )

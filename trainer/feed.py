@@ -1,0 +1,145 @@
+"""From host batches to RequestBatches, one step ahead of their training: what ranks must agree on is agreed here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from embeddings.idmap import IdMapper
+from pipelines.batch import Batch, Position
+from pipelines.errors import DataError
+from pipelines.stream import BatchStream, Executor, batches
+from pipelines.windows import Pass
+from trainer.device_batch import RequestBatch, StepInfo, wrap
+from trainer.runtime import Runtime
+
+
+class Feed(Iterator[RequestBatch]):
+    """Called by the training pipeline once a step, on every rank alike.
+
+    batches: this rank's, None = there are none left. step: of the last optimizer step done; the next batch is for the
+    one after it. wants: (stop, save): what this rank would like; any rank's wish becomes all ranks' at the same step.
+    wait_seconds: time spent waiting for the reader since it was last reset. stopping, saving: what was agreed.
+    """
+
+    def __init__(
+        self,
+        batches: BatchStream | None,
+        mapper: IdMapper,
+        tasks: tuple[str, ...],
+        runtime: Runtime,
+        step: int = 0,
+        train: bool = True,
+        wants: Callable[[], tuple[bool, bool]] = lambda: (False, False),
+    ) -> None:
+        self._batches, self._mapper, self._tasks = batches, mapper, tasks
+        self._runtime, self._train, self._wants = runtime, train, wants
+        self._step = step
+        self.wait_seconds = 0.0
+        self.stopping = False
+        self.saving = False
+        if train:
+            mapper.mark(step)
+
+    def __next__(self) -> RequestBatch:
+        batch = self._read()
+        if batch is None:
+            raise StopIteration
+        self._step += 1
+        rows = self._mapper.rows_of(batch.tables, train=self._train)
+        if self._train:
+            self._mapper.mark(self._step)
+        return wrap(
+            batch,
+            self._info,
+            rows,
+            self._mapper.specs,
+            self._tasks,
+            self._runtime.world_size,
+            keep_host=not self._train,
+        )
+
+    def close(self) -> None:
+        """Ends the reading ahead."""
+        if self._batches is not None:
+            self._batches.close()
+
+    def _read(self) -> Batch | None:
+        """The next batch, with ranks in agreement about it; an error of one rank's reader is an error on all, not a hang."""
+        started = time.perf_counter()
+        error: Exception | None = None
+        batch: Batch | None = None
+        try:
+            batch = next(self._batches, None) if self._batches is not None else None
+        except Exception as caught:
+            error = caught
+        self.wait_seconds += time.perf_counter() - started
+        totals, data_through = self._agree(batch, error)
+        failed, ended, stopping, saving = totals[-4:]
+        if error is not None:
+            raise error
+        if failed:
+            raise DataError("another rank's reader failed → its own line says why → mend that and resume")
+        if ended:
+            assert ended == self._runtime.world_size, "plans give every rank the same number of batches"
+            return None
+        assert batch is not None
+        self.stopping |= stopping > 0
+        self.saving |= saving > 0
+        k = len(self._tasks)
+        self._info = StepInfo(
+            step=self._step + 1,
+            position=batch.position,
+            rows=int(totals[2 * k]),
+            examples=tuple(int(n) for n in totals[k : 2 * k]),
+            weight_sums=tuple(totals[:k]),
+            data_through=data_through,
+        )
+        return batch
+
+    def _agree(self, batch: Batch | None, error: Exception | None) -> tuple[list[float], int]:
+        """[Σ w per task, labelled positions per task, rows, failed, ended, stop, save], summed over ranks; newest event time."""
+        sums = np.zeros(2 * len(self._tasks) + 5)
+        newest = np.iinfo(np.int64).min
+        if batch is not None:
+            for k, task in enumerate(self._tasks):
+                weights = batch.weights[task]
+                sums[k] = weights.sum(dtype=np.float64)
+                sums[len(self._tasks) + k] = np.count_nonzero(weights)
+            sums[-5] = 0 if batch.filler else batch.rows
+            newest = newest_time(batch)
+        sums[-4:] = error is not None, batch is None and error is None, *self._wants()
+        if self._runtime.world_size > 1:
+            shared = torch.from_numpy(np.append(sums, newest / 1e6))
+            gathered = torch.empty(self._runtime.world_size, len(shared), dtype=torch.float64)
+            dist.all_gather_into_tensor(gathered, shared, group=self._runtime.control)
+            # Summed in rank order on every rank: all_reduce would leave the order to the backend.
+            sums, newest = gathered[:, :-1].sum(0).numpy(), round(float(gathered[:, -1].max()) * 1e6)
+        return sums.tolist(), int(newest)
+
+
+def newest_time(batch: Batch) -> int:
+    """Microseconds of the newest request, or of the newest history event where requests have no time of their own."""
+    newest = [times.max() for times in (*batch.times.values(), batch.request_time) if len(times)]
+    return int(max(newest)) if newest else 0
+
+
+def open_feed(
+    pass_: Pass,
+    done: Position | None,
+    executor: Executor,
+    mapper: IdMapper,
+    runtime: Runtime,
+    step: int = 0,
+    train: bool = True,
+    wants: Callable[[], tuple[bool, bool]] = lambda: (False, False),
+) -> Feed:
+    """The feed of what comes after the global batch at `done` (None = of the whole pass). Raises DataError when data and position differ."""
+    start = None if done is None else pass_.position_after(done)
+    over = done is not None and start is None
+    stream = None if over else batches(pass_, runtime.world_size, runtime.rank, start, executor)
+    return Feed(stream, mapper, tuple(pass_.schema.tasks), runtime, step, train, wants)

@@ -1,0 +1,66 @@
+"""The gate between the tower and the tables: a bad step never reaches either.
+
+Tables are updated inside backward, so a NaN must be stopped where the gradient leaves the tower. The gate is the first autograd
+node of a forward, hence the last of the tower to run backward: by then every dense gradient of this rank exists too. Ranks agree on
+one flag; on a bad step the tables receive zeros and the dense optimizer skips.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.utils import get_total_norm
+
+
+class GradientGate:
+    """Checks loss, gradients of table rows, and dense gradients, and agrees over `group`.
+
+    `ok`: after a backward, whether the step may be applied, the same on every rank. `bad_steps`: how many were not, so far.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self._group = group
+        self._loss: torch.Tensor | None = None
+        self.dense_parameters: list[nn.Parameter] = []
+        self.ok = True
+        self.bad_steps = 0
+
+    def watch_loss(self, loss: torch.Tensor) -> None:
+        """Called by the forward with this step's loss."""
+        self._loss = loss.detach()
+
+    def agree(self, gradients: list[torch.Tensor]) -> bool:
+        """Collective: True iff loss and all gradients are finite on every rank."""
+        found = gradients + [p.grad for p in self.dense_parameters if p.grad is not None]
+        # The largest magnitude of a tensor with a NaN or an inf is not finite.
+        flags = [torch.isfinite(get_total_norm(found, norm_type=float("inf")))] if found else []
+        if self._loss is not None:
+            flags.append(torch.isfinite(self._loss))
+        flag = torch.stack(flags).all().to(torch.int32)
+        if self._group is not None and dist.get_world_size(self._group) > 1:
+            dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=self._group)
+        self.ok = bool(flag.item())
+        self.bad_steps += not self.ok
+        return self.ok
+
+    def through(self, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The same rows; their gradients pass only in a good step."""
+        if not torch.is_grad_enabled() or not any(r.requires_grad for r in rows.values()):
+            return rows
+        return dict(zip(rows, _Gate.apply(self, *rows.values()), strict=True))
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: GradientGate, *rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.gate = gate
+        return tuple(r.view_as(r) for r in rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if ctx.gate.agree(list(gradients)):
+            return (None, *gradients)
+        return (None, *(torch.zeros_like(g) for g in gradients))

@@ -1,0 +1,131 @@
+"""The training loop: step, account, report, evaluate, save. It reads like its own description."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from pipelines.windows import Pass
+from trainer.assembly import Assembly
+from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.config import Config
+from trainer.device_batch import RequestBatch
+from trainer.feed import Feed
+from trainer.model_state import load_rest, model_tensors
+from trainer.recommender import Outputs
+from trainer.reporter import Reporter
+from trainer.runtime import Runtime
+from trainer.train_state import TrainState
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """train() runs to the end of the data, to max_steps, or until asked to stop, and leaves a checkpoint. Every method is collective.
+
+    feed_from: makes the feed that starts after a state. evaluate: called with the detached model at its own cadence.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        assembly: Assembly,
+        pass_: Pass,
+        feed_from: Callable[[TrainState], Feed],
+        reporter: Reporter,
+        checkpointer: Checkpointer,
+        evaluate: Callable[[nn.Module, TrainState], None],
+        runtime: Runtime,
+    ) -> None:
+        self._config, self._assembly, self._pass = config, assembly, pass_
+        self._feed_from, self._reporter, self._checkpointer = feed_from, reporter, checkpointer
+        self._evaluate_model = evaluate
+        self._device, self._world_size = runtime.device, runtime.world_size
+        self._is_pipelined = False
+        self.state = TrainState()
+
+    def train(self) -> TrainState:
+        """The run."""
+        self._feed = self._feed_from(self.state)
+        self._pipeline = self._make_pipeline()
+        self._reporter.start(self.state, self._pass)
+        try:
+            while not self._finished():
+                outputs = self._step()
+                if outputs is None:
+                    break
+                self.state = self.state.after(outputs)
+                self._reporter.after_step(outputs, self.state, self._feed)
+                if self._evaluation_is_due():
+                    self.evaluate()
+                if self._feed.saving:
+                    self.save()
+            self._reporter.end(self.state)
+            self.save()
+        finally:
+            self._feed.close()
+        self._pipeline.detach()
+        return self.state
+
+    def _make_pipeline(self) -> TrainPipelineSparseDist[RequestBatch, Outputs]:
+        self._assembly.model.train()
+        return TrainPipelineSparseDist(self._assembly.model, self._assembly.optimizer, self._device)
+
+    def _finished(self) -> bool:
+        limit = self._config.train.max_steps
+        return self._feed.stopping or bool(limit and self.state.step >= limit)
+
+    def _step(self) -> Outputs | None:
+        """Forward, backward, both optimizers; the ids of later batches travel meanwhile. None at the end of the data."""
+        self._assembly.optimizer.examples = self.state.examples
+        try:
+            outputs: Outputs = self._pipeline.progress(self._feed)
+        except StopIteration:
+            return None
+        if not self._is_pipelined:
+            require_pipelined(self._pipeline, self._assembly.module.tables)
+            self._is_pipelined = True
+        return outputs
+
+    def _evaluation_is_due(self) -> bool:
+        every = self._config.train.eval_every
+        return bool(every) and self.state.step % every == 0
+
+    def evaluate(self) -> None:
+        """Detach the pipeline, predict, attach it again at the next step: the trajectory stays as it was."""
+        started = time.perf_counter()
+        self._evaluate_model(self._pipeline.detach(), self.state)
+        self._reporter.not_training(time.perf_counter() - started)
+
+    def save(self) -> None:
+        """Weights, optimizers, id maps, metrics and position, in one commit; nothing where this step is saved already."""
+        self._feed.saving = False
+        state = self.state.to_checkpoint(
+            self._config, self._world_size, self._assembly.gate.bad_steps, self._reporter.metrics_state()
+        )
+        saved = self._checkpointer.save(state, model_tensors(self._assembly, self.state.step))
+        self._reporter.saved(self.state, saved)
+
+    def resume(self, path: Path) -> None:
+        """As if the run that saved `path` had never stopped: with the same world size, to the bit."""
+        tensors = model_tensors(self._assembly)
+        found = self._checkpointer.load(path, tensors, self._config.schema)
+        load_rest(self._assembly, tensors)
+        self._assembly.gate.bad_steps = found.bad_steps
+        self.state = TrainState.from_checkpoint(found, path)
+        self._reporter.restore(found.extra["metrics"])
+
+
+def require_pipelined(pipeline: TrainPipelineSparseDist[RequestBatch, Outputs], tables: nn.Module) -> None:
+    """Raises RuntimeError if torch.fx could not pipeline every sharded module: the numbers would be right, the overlap gone, silently."""
+    expected = len(list(tables.collections.children()))
+    found = len(pipeline._pipelined_modules)
+    if found != expected:
+        raise RuntimeError(
+            f"{found} of {expected} sharded modules are pipelined: a change to the forward broke its tracing"
+        )

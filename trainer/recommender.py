@@ -1,0 +1,128 @@
+"""The recommender: tables and ranker joined, the one module handed to TorchRec to shard.
+
+Its forward is three calls and no logic, because TrainPipelineSparseDist traces it with torch.fx; the logic lives in the two leaf
+modules below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from embeddings.tables import Tables
+from model.inputs import HistoryInput, RankerInput
+from model.loss import Heads, probabilities, ranking_loss
+from trainer.device_batch import FieldIndex, RequestBatch, StepInfo
+from trainer.gate import GradientGate
+from trainer.layout import Layout
+
+
+@dataclass
+class Outputs:
+    """One rank's share of a step: loss (its Σ w·l ÷ the global Σ w, times world size), detached; probabilities, labels, weights [S, K]."""
+
+    info: StepInfo
+    loss: torch.Tensor
+    probabilities_SK: torch.Tensor
+    labels_SK: torch.Tensor
+    weights_SK: torch.Tensor
+
+
+class Assemble(nn.Module):
+    """Looked-up rows {table: [U, W]} and the batch's indices → the ranker's packed input."""
+
+    def __init__(self, layout: Layout, gate: GradientGate) -> None:
+        super().__init__()
+        self._layout = layout
+        self._gate = gate
+
+    def forward(self, rows: dict[str, torch.Tensor], batch: RequestBatch) -> RankerInput:
+        """Fields rebuilt by index_select: its backward repeats to the bit, that of advanced indexing does not."""
+        rows = self._gate.through(rows)
+
+        def read(columns: dict[str, str]) -> dict[str, torch.Tensor]:
+            return {field: self._values(column, rows, batch) for field, column in columns.items()}
+
+        layout = self._layout
+        histories = {
+            name: HistoryInput(
+                lengths_R=batch.history_lengths[name],
+                event=read(layout.event[name]),
+                action=read(layout.action[name]),
+                time_E=batch.times[name],
+                clock_E=batch.clocks[name],
+                action_clock_E=batch.action_clocks[name],
+            )
+            for name in layout.event
+        }
+        return RankerInput(
+            static=read(layout.static),
+            histories=histories,
+            candidates=read(layout.candidate),
+            candidate_lengths_R=batch.request["candidate_lengths"],
+            time_R=batch.request["time"],
+            clock_R=batch.request["clock"],
+        )
+
+    def _values(self, column: str, rows: dict[str, torch.Tensor], batch: RequestBatch) -> torch.Tensor:
+        if column in batch.dense:
+            dense = batch.dense[column]
+            return dense.unsqueeze(1) if dense.dim() == 1 else dense
+        index = batch.fields[column]
+        values_VW = rows[self._layout.table_of[column]].index_select(0, index.inverse)
+        return values_VW if index.segments is None else _mean(values_VW, index)
+
+
+def _mean(values_VW: torch.Tensor, index: FieldIndex) -> torch.Tensor:
+    """Mean of each position's values, zeros where it has none: [P, W]."""
+    assert index.lengths is not None
+    assert index.segments is not None
+    sums_PW = values_VW.new_zeros(len(index.lengths), values_VW.shape[1]).index_add(0, index.segments, values_VW)
+    return sums_PW / index.lengths.clamp(min=1).unsqueeze(1).to(values_VW.dtype)
+
+
+class Scorer(nn.Module):
+    """The ranker and its loss."""
+
+    def __init__(self, ranker: nn.Module, heads: Heads, gate: GradientGate, seed: int, rank: int) -> None:
+        super().__init__()
+        self.ranker = ranker
+        self._heads = heads
+        self._gate = gate
+        self._seed = (seed, rank)
+
+    def forward(self, inputs: RankerInput, batch: RequestBatch) -> tuple[torch.Tensor, Outputs]:
+        """(loss to go backward from, what telemetry wants to know)."""
+        if self.training:
+            # Dropout is a function of (seed, rank, step), so that a resumed run needs no saved generator to repeat it.
+            torch.manual_seed(hash((*self._seed, batch.info.step)) & (2**63 - 1))
+        logits_SK = self.ranker(inputs)
+        loss = ranking_loss(logits_SK, batch.labels_SK, batch.weights_SK, batch.normalizers_K, self._heads)
+        self._gate.watch_loss(loss)
+        outputs = Outputs(
+            info=batch.info,
+            loss=loss.detach(),
+            probabilities_SK=probabilities(logits_SK.detach(), self._heads),
+            labels_SK=batch.labels_SK,
+            weights_SK=batch.weights_SK,
+        )
+        return loss, outputs
+
+
+class Recommender(nn.Module):
+    """forward(RequestBatch) → (loss, Outputs)."""
+
+    def __init__(self, tables: Tables, assemble: Assemble, scorer: Scorer) -> None:
+        super().__init__()
+        self.tables = tables
+        self.assemble = assemble
+        self.scorer = scorer
+
+    def forward(self, batch: RequestBatch) -> tuple[torch.Tensor, Outputs]:
+        """Three calls, each once: what torch.fx traces and TorchRec pipelines."""
+        rows = self.tables(batch.kjts)
+        inputs = self.assemble(rows, batch)
+        scored: tuple[torch.Tensor, Outputs] = self.scorer(inputs, batch)
+        return scored

@@ -1,0 +1,67 @@
+"""Where a model stands since its birth: the loop's few counters, and their way into and out of a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from pipelines.batch import Position
+from trainer.checkpoint.state import CheckpointState
+from trainer.config import Config
+from trainer.recommender import Outputs
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """step: optimizer steps done, bad ones included. examples: supervised positions with a label. data_through: newest event time
+    trained on, microseconds. position: of the last global batch trained; None before the first. lineage: checkpoints gone on from."""
+
+    step: int = 0
+    examples: int = 0
+    rows: int = 0
+    data_through: int = 0
+    position: Position | None = None
+    lineage: tuple[str, ...] = ()
+
+    def after(self, outputs: Outputs) -> TrainState:
+        """With one more step done."""
+        info = outputs.info
+        return replace(
+            self,
+            step=info.step,
+            examples=self.examples + info.total_examples,
+            rows=self.rows + info.rows,
+            data_through=max(self.data_through, info.data_through),
+            position=info.position,
+        )
+
+    def to_checkpoint(self, config: Config, world_size: int, bad_steps: int, metrics: JsonValue) -> CheckpointState:
+        """What is saved beside the tensors."""
+        return CheckpointState(
+            step=self.step,
+            examples=self.examples,
+            rows=self.rows,
+            position=self.position,
+            data_schema=config.schema,
+            seed=config.train.seed,
+            world_size=world_size,
+            bad_steps=bad_steps,
+            resumed_from=self.lineage,
+            extra={"data_through": self.data_through, "metrics": metrics},
+        )
+
+    @staticmethod
+    def from_checkpoint(saved: CheckpointState, path: Path) -> TrainState:
+        """Where the run that saved it stood."""
+        through = saved.extra["data_through"]
+        assert isinstance(through, int)
+        return TrainState(
+            step=saved.step,
+            examples=saved.examples,
+            rows=saved.rows,
+            data_through=through,
+            position=saved.position,
+            lineage=(*saved.resumed_from, path.name),
+        )

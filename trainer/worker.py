@@ -1,0 +1,182 @@
+"""The one function that every launcher calls in every training process, and what it joins."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from embeddings.plan import report
+from pipelines.config import Data
+from pipelines.segments import Segment, find_segments
+from pipelines.stream import Executor, ThreadExecutor, choose_executor
+from pipelines.windows import Pass
+from trainer import logs
+from trainer.assembly import Assembly, assemble
+from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.config import Config, dump_config
+from trainer.evaluation import Evaluator
+from trainer.feed import open_feed
+from trainer.job import Job
+from trainer.loop import Trainer
+from trainer.machine import environment
+from trainer.reporter import Reporter
+from trainer.run_dir import RunDir
+from trainer.runtime import Runtime, start
+from trainer.telemetry.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+
+def run_worker(job: Job) -> dict[str, Any] | None:
+    """One training process from start to end. Returns on rank 0 what the closing table shows, None elsewhere.
+
+    Raises what a user can cause as UserError, DataError, SchemaError or PlanError, on every rank.
+    """
+    with start(job.config.launch.timeout_seconds, job.threads) as runtime:
+        if runtime.is_first:
+            for reason in runtime.reasons:
+                log.info("%s", reason)
+        result = dry_run(job, runtime) if job.dry_run else train_run(job, runtime)
+        return result if runtime.is_first else None
+
+
+def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
+    """Train to the end, evaluate, say what came of it. Collective."""
+    config, run_dir = job.config, RunDir(job.run_dir)
+    segments = find_segments(config.data)
+    with _logging_to(run_dir, runtime):
+        assembly = assemble(config, runtime)
+        _write_plan(run_dir, config, assembly, runtime)
+        telemetry = Telemetry(run_dir, config.telemetry, runtime.rank, tuple(config.schema.tasks))
+        try:
+            trainer, evaluator = _join(job, runtime, assembly, segments.train, segments.eval, telemetry)
+            path = run_dir.latest() if job.resume != "never" else None
+            if path is not None:
+                trainer.resume(path)
+            state = trainer.train()
+            if segments.eval and not job.stop.requested():
+                evaluator(assembly.model, state)
+            return telemetry.finish()
+        finally:
+            telemetry.close()
+
+
+def dry_run(job: Job, runtime: Runtime) -> dict[str, Any]:
+    """Real batches through plan, step, checkpoint and resume, in a throw-away run directory. Collective."""
+    config = replace(job.config, telemetry=job.config.telemetry.model_copy(update={"prometheus": False}))
+    segments = find_segments(config.data)
+    run_dir = RunDir(job.run_dir)
+    seconds = {}
+    for step in (1, 2):
+        began = time.perf_counter()
+        limited = replace(config, train=config.train.model_copy(update={"max_steps": step, "eval_every": 0}))
+        assembly = assemble(limited, runtime)
+        telemetry = Telemetry(run_dir, limited.telemetry, runtime.rank, tuple(config.schema.tasks), quiet=True)
+        try:
+            trainer, _ = _join(replace(job, config=limited), runtime, assembly, segments.train, (), telemetry)
+            path = run_dir.latest()
+            if path is not None:
+                trainer.resume(path)
+            trainer.train()
+        finally:
+            telemetry.close()
+        seconds["step, checkpoint" if step == 1 else "resume, step, checkpoint"] = time.perf_counter() - began
+    return {"dry_run": seconds, "steps": trainer.state.step, "rows": trainer.state.rows}
+
+
+def run_evaluation(job: Job, rows: str = "") -> dict[str, Any] | None:
+    """The newest checkpoint of `job.run_dir` on its evaluation segments, or on all of `rows`. Returns metrics per task on rank 0."""
+    with start(job.config.launch.timeout_seconds, job.threads) as runtime:
+        run_dir = RunDir(job.run_dir)
+        config = job.config
+        segments = find_segments(config.data).eval
+        if rows:
+            config = replace(config, data=config.data.model_copy(update={"rows": rows}))
+            segments = find_segments(config.data.model_copy(update={"segments": "..", "eval_segments": ""})).train
+        assembly = assemble(config, runtime)
+        with tempfile.TemporaryDirectory() as scratch:
+            telemetry = Telemetry(
+                RunDir(scratch), config.telemetry, runtime.rank, tuple(config.schema.tasks), quiet=True
+            )
+            trainer, evaluator = _join(job, runtime, assembly, segments, segments, telemetry)
+            path = run_dir.require_latest()
+            trainer.resume(path)
+            record = evaluator(assembly.model, trainer.state)
+            telemetry.close()
+        return record if runtime.is_first else None
+
+
+def _join(
+    job: Job,
+    runtime: Runtime,
+    assembly: Assembly,
+    train: tuple[Segment, ...],
+    held_out: tuple[Segment, ...],
+    telemetry: Telemetry,
+) -> tuple[Trainer, Evaluator]:
+    config = job.config
+    pass_ = Pass(config.schema, config.data, train, config.train.seed)
+    checkpointer = Checkpointer(RunDir(job.run_dir), config.checkpoint, runtime.control)
+    reporter = Reporter(config, runtime, telemetry, checkpointer)
+    trainer: Trainer
+
+    def wants() -> tuple[bool, bool]:
+        # The batch being read is trained about two steps from now; that step's cadence is asked about.
+        save = runtime.is_first and checkpointer.due(trainer.state.step)
+        return job.stop.requested(), save
+
+    executor = _executor(config.data, job.feed_name, "train", runtime)
+    evaluator = Evaluator(
+        config, held_out, assembly.mapper, runtime, _executor(config.data, job.feed_name, "eval", None), telemetry
+    )
+    trainer = Trainer(
+        config,
+        assembly,
+        pass_,
+        lambda state: open_feed(pass_, state.position, executor, assembly.mapper, runtime, state.step, wants=wants),
+        reporter,
+        checkpointer,
+        evaluator,
+        runtime,
+    )
+    return trainer, evaluator
+
+
+def _executor(data: Data, feed_name: str, purpose: str, announce: Runtime | None) -> Executor:
+    name, reason = choose_executor(data)
+    if announce is not None and announce.is_first:
+        log.info("reading by %s: %s", name, reason)
+    if name == "threads":
+        return ThreadExecutor(data.windows_ahead)
+    from pipelines.stream_ray import RayExecutor  # noqa: PLC0415 - Ray is imported where it runs
+
+    return RayExecutor(f"{feed_name}-{purpose}", data.windows_ahead)
+
+
+@contextmanager
+def _logging_to(run_dir: RunDir, runtime: Runtime) -> Iterator[None]:
+    """Rank 0's log lines also go to train.log; the resolved config and the environment are written beside it."""
+    if not runtime.is_first:
+        yield
+        return
+    handler = logs.to_file(Path(run_dir.train_log))
+    try:
+        run_dir.write_json(run_dir.env, environment())
+        yield
+    finally:
+        logs.detach(handler)
+
+
+def _write_plan(run_dir: RunDir, config: Config, assembly: Assembly, runtime: Runtime) -> None:
+    if not runtime.is_first:
+        return
+    found = report(assembly.plan, assembly.specs, config.embeddings, runtime.world_size)
+    run_dir.write_text(run_dir.config, dump_config(config))
+    run_dir.write_text(run_dir.plan_text, "\n".join(found.lines()) + "\n")
+    run_dir.write_json(run_dir.plan_json, found.to_json())
