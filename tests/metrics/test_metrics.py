@@ -1,0 +1,197 @@
+"""NE, AUC, GAUC and calibration: by hand, against slow references, over ranks, and what is not defined."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.distributed.ranks import run_ranks
+from trainer.metrics import TaskMetrics, exact
+from trainer.metrics.streaming import BINS
+
+Case = list[tuple[int, int, int, int]]
+# few distinct scores, users and weights: many ties
+CASES = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 1), st.integers(0, 3), st.integers(0, 3)), max_size=40)
+
+
+def _arrays(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    table = np.array(case, dtype=np.float64).reshape(-1, 4)
+    return table[:, 0] / 10, table[:, 1], table[:, 2], table[:, 3].astype(np.int64)
+
+
+def _slow_pairs(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, float]:
+    won = pairs = 0.0
+    for i in np.flatnonzero(y == 1):
+        for j in np.flatnonzero(y == 0):
+            pairs += w[i] * w[j]
+            won += w[i] * w[j] * (1.0 if p[i] > p[j] else 0.5 if p[i] == p[j] else 0.0)
+    return won, pairs
+
+
+def _slow_gauc(p: np.ndarray, y: np.ndarray, w: np.ndarray, users: np.ndarray) -> tuple[float | None, int, float]:
+    total = kept = weighted = 0.0
+    both = 0
+    for user in set(users.tolist()):
+        of = users == user
+        won, pairs = _slow_pairs(p[of], y[of], w[of])
+        total += w[of].sum()
+        if pairs:
+            both, kept, weighted = both + 1, kept + w[of].sum(), weighted + w[of].sum() * won / pairs
+    return (weighted / kept if kept else None), both, (1 - kept / total if total else 0.0)
+
+
+def _stream(*columns: Any) -> TaskMetrics:
+    metrics = TaskMetrics(["click"])
+    metrics.update(*(torch.as_tensor(np.asarray(c), dtype=torch.float64).reshape(-1, 1) for c in columns))
+    return metrics
+
+
+def test_by_hand() -> None:
+    p, y, w = np.array([0.8, 0.6, 0.6, 0.2]), np.array([1.0, 1.0, 0.0, 0.0]), np.array([1.0, 2.0, 1.0, 4.0])
+    found = exact.evaluate_task(p, y, w)
+    loss = -(math.log(0.8) + 2 * math.log(0.6) + math.log(0.4) + 4 * math.log(0.8)) / 8
+    rate = 3 / 8
+    floor = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
+    assert found.loss == pytest.approx(loss)
+    assert found.ne == pytest.approx(loss / floor)
+    assert found.calibration == pytest.approx((0.8 + 1.2 + 0.6 + 0.8) / 3)
+    # pairs: (.8 | .6) 1·1, (.8 | .2) 1·4, (.6 | .6) half of 2·1, (.6 | .2) 2·4; of 3·5
+    assert found.auc == pytest.approx((1 + 4 + 1 + 8) / 15)
+    assert found.examples == 4
+    assert found.base_rate == rate
+    streamed = _stream(p, y, w).reduced().values("window")["click"]
+    assert streamed.ne == pytest.approx(found.ne)
+    assert streamed.auc == pytest.approx(found.auc)
+    assert streamed.auc_error == pytest.approx(1 / 15)
+
+
+def test_gauc_by_hand() -> None:
+    users = np.array([7, 7, 7, 9, 9, -3, -3, -3])
+    scores = np.array([0.9, 0.5, 0.1, 0.4, 0.3, 0.2, 0.2, 0.7])
+    labels = np.array([1, 0, 1, 1, 1, 1, 0, 0])
+    # user 7: 1 of 2 pairs won; user 9: positives only; user −3: one tie, one lost: .25
+    found = exact.gauc(scores, labels, users)
+    assert found.value == pytest.approx((3 * 0.5 + 3 * 0.25) / 6)
+    assert found.users == 2
+    assert found.left_out_share == pytest.approx(2 / 8)
+    broken = exact.gauc(np.append(scores, np.nan), np.append(labels, 0), np.append(users, 9))
+    assert broken == found
+
+
+@settings(max_examples=150, deadline=None)
+@given(CASES)
+def test_exact_equals_the_slow_reference(case: Case) -> None:
+    p, y, w, users = _arrays(case)
+    won, pairs = _slow_pairs(p, y, w)
+    assert exact.auc(p, y, w) == (pytest.approx(won / pairs) if pairs else None)
+    value, both, left_out = _slow_gauc(p, y, w, users)
+    found = exact.gauc(p, y, users, w)
+    assert found.value == (pytest.approx(value) if value is not None else None)
+    assert found.users == both
+    assert found.left_out_share == pytest.approx(left_out)
+
+
+@settings(max_examples=100, deadline=None)
+@given(CASES)
+def test_streaming_equals_exact_but_for_the_stated_bound(case: Case) -> None:
+    p, y, w, _ = _arrays(case)
+    streamed, expected = _stream(p, y, w).reduced().values("lifetime")["click"], exact.evaluate_task(p, y, w)
+    for name in ("examples", "weight", "loss", "base_rate", "ne", "calibration"):
+        value = getattr(expected, name)
+        assert getattr(streamed, name) == (None if value is None else pytest.approx(value)), name
+    assert (streamed.auc is None) == (expected.auc is None)
+    if expected.auc is not None:
+        assert abs(streamed.auc - expected.auc) <= streamed.auc_error + 1e-12
+
+
+def test_auc_of_a_long_stream_is_within_a_tight_bound() -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(-3, 1, 200_000)
+    p = 1 / (1 + np.exp(-logits))
+    y = (random.random(len(p)) < p).astype(np.float64)
+    found = _stream(p, y, np.ones(len(p))).reduced().values("lifetime")["click"]
+    assert found.auc_error < 1e-3
+    assert abs(found.auc - exact.auc(p, y)) <= found.auc_error
+
+
+def test_not_defined_is_null_and_valid_json() -> None:
+    for y in ([], [0.0, 0.0], [1.0, 1.0]):
+        found = _stream([0.5] * len(y), y, [1.0] * len(y)).reduced().values("window")["click"]
+        assert found.ne is None
+        assert found.auc is None
+        assert (found.calibration is None) == (sum(y) == 0)
+        assert found == exact.evaluate_task(np.full(len(y), 0.5), np.array(y))
+        json.dumps(vars(found), allow_nan=False)
+
+
+def test_null_labels_fillers_and_broken_predictions_count_nowhere() -> None:
+    p, y = [0.7, 0.2, 0.4], [1.0, 0.0, 1.0]
+    plain = _stream(p, y, [1.0] * 3).reduced().values("window")["click"]
+    padded = (
+        _stream([*p, 0.9, float("nan")], [*y, 0.0, float("nan")], [1.0] * 3 + [0.0] * 2)
+        .reduced()
+        .values("window")["click"]
+    )
+    assert padded == plain
+    broken = _stream([*p, float("nan"), float("inf")], [*y, 1.0, 0.0], [1.0] * 5).reduced().values("window")["click"]
+    assert broken.nonfinite == 2
+    assert (broken.ne, broken.auc, broken.examples) == (plain.ne, plain.auc, 3)
+    sure = _stream([1.0, 0.0], [0.0, 1.0], [1.0, 1.0]).reduced().values("window")["click"]
+    assert math.isfinite(sure.loss)
+
+
+def test_scopes_and_state() -> None:
+    metrics = TaskMetrics(["a", "b"])
+    random = torch.Generator().manual_seed(0)
+
+    def batch() -> list[torch.Tensor]:
+        labels = (torch.rand(50, 2, generator=random) < 0.3).double()
+        return [torch.rand(50, 2, generator=random), labels, torch.rand(50, 2, generator=random)]
+
+    metrics.update(*batch())
+    metrics.reset("window")
+    metrics.update(*batch())
+    metrics.reset("segment")
+    metrics.update(*batch())
+    counts = {scope: metrics.reduced().values(scope)["b"].examples for scope in ("lifetime", "segment", "window")}
+    assert counts == {"lifetime": 150, "segment": 50, "window": 100}
+    state = json.loads(json.dumps(metrics.reduced().state()))
+    assert len(json.dumps(state)) < 60_000
+    resumed, other = TaskMetrics(["a", "b"]), TaskMetrics(["a", "b"])
+    resumed.load(state, rank=0)
+    other.load(state, rank=1)
+    assert resumed.reduced().values("lifetime") == metrics.reduced().values("lifetime")
+    assert other.reduced().values("lifetime")["a"].examples == 0
+    grown = TaskMetrics(["new", "b"])
+    grown.load(state, rank=0)
+    assert grown.reduced().values("window")["b"] == metrics.reduced().values("window")["b"]
+    assert grown.reduced().values("window")["new"].examples == 0
+
+
+def _rank_values(rank: int, world_size: int) -> Any:
+    random = np.random.default_rng(1)
+    p, y, w = random.random((90, 2)), (random.random((90, 2)) < 0.3).astype(np.float64), random.random((90, 2))
+    own = slice(rank, None, world_size)
+    metrics, whole = TaskMetrics(["a", "b"]), TaskMetrics(["a", "b"])
+    metrics.update(*(torch.from_numpy(array[own]) for array in (p, y, w)))
+    whole.update(*(torch.from_numpy(array) for array in (p, y, w)))
+    first = metrics.reduced().values("lifetime")
+    metrics.load(metrics.reduced().state(), rank)
+    alone = whole._sums[0].numpy()
+    return first, metrics.reduced().values("lifetime"), metrics.reduced()._sums[0], alone
+
+
+@pytest.mark.timeout(90)
+def test_ranks_together_see_the_whole_stream() -> None:
+    for first, resumed, sums, alone in run_ranks(_rank_values, 2):
+        assert first["a"].examples == 90
+        assert resumed == first
+        np.testing.assert_allclose(sums, alone, rtol=1e-12, atol=1e-12)
+        assert sums.shape == (2, 6 + 2 * BINS)
