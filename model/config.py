@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Frozen(BaseModel):
@@ -14,8 +14,9 @@ class Frozen(BaseModel):
 
 
 class Tokens(Frozen):
-    """`[model.tokens]`: static fields into tokens. Up to `max_field_tokens` fields: one token each; more: automatic groups of consecutive
-    fields, as even as can be. `groups` {token name: its fields} are kept as given; the rest is grouped as above."""
+    """`[model.tokens]`: static fields into tokens. Up to `max_field_tokens` fields: one token each; more: automatic
+    groups of consecutive fields, as even as can be. `groups` {token name: its fields} are kept as given; the rest is
+    grouped as above."""
 
     groups: dict[str, tuple[str, ...]] = {}
     max_field_tokens: int = Field(default=32, gt=0)
@@ -26,11 +27,13 @@ class Model(Frozen):
 
     windows:        of the sliding layers, in order; the last one repeats.
     ffn_dim:        SwiGLU hidden width; 0 = 4 · dim rounded up to a multiple of 64.
-    gate:           NLIR on or off. gate_input: "normed" or "raw" X. gate_place: "after" or "before" the output projection.
+    gate:           NLIR on or off. gate_input: "normed" or "raw" X. gate_place: "after" or "before" the output
+                    projection. gate_bias: of W_g.
     field_attention: F–F attention "causal" or "bidirectional".
     candidates_see: "history": candidates do not see each other; "all": plain causal, at true positions.
-    action_tokens:  "separate": an action token after each state token (HSTU style); "merged": the action is part of the event's token
-                    (`candidates` supervision only); "auto": merged for `candidates`, separate for `history` supervision.
+    action_tokens:  "separate": an action token after each state token (HSTU style); "merged": the action is part of
+                    the event's token (`candidates` supervision only); "auto": merged for `candidates`, separate for
+                    `history` supervision.
     time_gaps:      adds log time gaps (to the previous event, to the request) to the event tokens.
     """
 
@@ -46,8 +49,53 @@ class Model(Frozen):
     gate: bool = True
     gate_input: Literal["normed", "raw"] = "normed"
     gate_place: Literal["after", "before"] = "after"
+    gate_bias: bool = False
     field_attention: Literal["causal", "bidirectional"] = "causal"
     candidates_see: Literal["history", "all"] = "history"
     action_tokens: Literal["auto", "separate", "merged"] = "auto"
     time_gaps: bool = True
     tokens: Tokens = Tokens()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """All problems at once, one line each."""
+        problems = []
+        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
+            problems.append(
+                f"dim {self.dim} with num_heads {self.num_heads} → RoPE needs dim / num_heads to be an even number "
+                f"→ set dim to a multiple of {2 * self.num_heads}"
+            )
+        if self.kind == "tokenformer" and self.full_layers > self.num_layers:
+            problems.append(
+                f"full_layers {self.full_layers} → at most num_layers, which is {self.num_layers} → "
+                "lower it or add layers"
+            )
+        if self.kind == "tokenformer" and self.full_layers < self.num_layers and not self.windows:
+            problems.append(
+                "windows is empty → sliding layers need a window each (the last repeats) → e.g. windows = [32, 16]"
+            )
+        problems += [
+            f"windows holds {window} → at least 1 → give a width in tokens" for window in self.windows if window < 1
+        ]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def layer_windows(self) -> tuple[int | None, ...]:
+        """One entry a layer, bottom up: None for full causal attention, or the sliding window w_l in tokens (BFTS,
+        Eq. 15)."""
+        if self.kind == "transformer":
+            return (None,) * self.num_layers
+        sliding = self.num_layers - self.full_layers
+        widths = self.windows[:sliding] + self.windows[-1:] * max(0, sliding - len(self.windows))
+        return (None,) * self.full_layers + widths
+
+    @property
+    def gated(self) -> bool:
+        return self.gate and self.kind == "tokenformer"
+
+    @property
+    def hidden_dim(self) -> int:
+        """SwiGLU hidden width."""
+        return self.ffn_dim or -(-4 * self.dim // 64) * 64

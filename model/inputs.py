@@ -1,7 +1,9 @@
-"""What a ranker reads: plain packed tensors and lengths, so that it is tested alone and runs where TorchRec is not installed.
+"""What a ranker reads: plain packed tensors and lengths, so that it is tested alone and runs where TorchRec is not
+installed.
 
-Shape suffixes: R request rows · E events of one history over all rows (row after row, oldest first) · C candidates over all rows ·
-S supervised positions (C, or E of the supervised history) · W embedding width of a field (fields may differ) · K tasks.
+Shape suffixes: R request rows · E events of one history over all rows (row after row, oldest first) · C candidates
+over all rows · S supervised positions (C, or E of the supervised history) · W embedding width of a field (fields may
+differ) · K tasks.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import torch
 
 @dataclass(frozen=True)
 class FieldSpec:
-    """One input field. `width`: of its embedding rows, or the length of its dense vector. `dense`: float features, which pass through a
-    linear layer of their own as they are; otherwise embedding rows."""
+    """One input field. `width`: of its embedding rows, or the length of its dense vector. `dense`: float features,
+    which pass through a linear layer of their own as they are; otherwise embedding rows."""
 
     name: str
     width: int
@@ -34,7 +36,8 @@ class HistorySpec:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a ranker is built for. `event`: fields of a behaviour and of a candidate, in token order, under their candidate's name."""
+    """What a ranker is built for. `event`: fields of a behaviour and of a candidate, in token order, under their
+    candidate's name."""
 
     static: tuple[FieldSpec, ...]
     event: tuple[FieldSpec, ...]
@@ -48,8 +51,8 @@ class InputSpec:
 
 @dataclass
 class HistoryInput:
-    """lengths_R int64; event and action {field: float [E, W]}; time_E, clock_E, action_clock_E int64 (microseconds or indices: an action
-    is known at a position p iff action_clock < clock of p)."""
+    """lengths_R int64; event and action {field: float [E, W]}; time_E, clock_E, action_clock_E int64 (microseconds or
+    indices: an action is known at a position p iff action_clock < clock of p)."""
 
     lengths_R: torch.Tensor
     event: dict[str, torch.Tensor]
@@ -61,8 +64,8 @@ class HistoryInput:
 
 @dataclass
 class RankerInput:
-    """static {field: float [R, W]}; histories by name; candidates {field: float [C, W]}; candidate_lengths_R int64 (zeros in `history`
-    supervision); time_R, clock_R int64 of the request."""
+    """static {field: float [R, W]}; histories by name; candidates {field: float [C, W]}; candidate_lengths_R int64
+    (zeros in `history` supervision); time_R, clock_R int64 of the request."""
 
     static: dict[str, torch.Tensor]
     histories: dict[str, HistoryInput]

@@ -1,0 +1,74 @@
+"""The rankers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from model.config import Model
+from model.inputs import InputSpec
+from model.tokenformer import build_tokenformer
+from model.transformer import build_transformer
+
+_BUILDERS: dict[str, Callable[[InputSpec, Model], nn.Module]] = {
+    "tokenformer": build_tokenformer,
+    "transformer": build_transformer,
+}
+
+
+def check_ranker(spec: InputSpec, config: Model) -> list[str]:
+    """What does not fit between input and config: one line each, value → rule → remedy. Empty when all is well."""
+    problems = _group_problems(spec, config)
+    names = [history.name for history in spec.histories]
+    if not spec.event:
+        problems.append("no event fields → behaviours and candidates need at least one → give an item column a group")
+    if not spec.tasks:
+        problems.append("no tasks → a ranker predicts at least one → add [schema.tasks.NAME]")
+    if spec.supervision == "history" and spec.supervised_history not in names:
+        known = ", ".join(names) or "none"
+        problems.append(
+            f"supervised_history {spec.supervised_history!r} → one of the histories ({known}) → name one of them"
+        )
+    if spec.supervision == "history" and config.action_tokens == "merged":
+        problems.append(
+            'action_tokens "merged" with history supervision → a behaviour would show the action it is to predict → '
+            'set "separate" or "auto"'
+        )
+    if spec.supervision == "candidates" and not spec.candidate:
+        problems.append(
+            "no candidate fields → candidates supervision needs at least one → give an item column group = candidates"
+        )
+    return problems
+
+
+def _group_problems(spec: InputSpec, config: Model) -> list[str]:
+    fields = {field.name for field in spec.static}
+    seen: dict[str, str] = {}
+    problems = []
+    for token, group in config.tokens.groups.items():
+        if not group:
+            problems.append(
+                f"tokens.groups.{token} is empty → a field token holds at least one static field → "
+                "remove it or name fields"
+            )
+        for name in group:
+            if name not in fields:
+                problems.append(
+                    f"tokens.groups.{token} names {name!r} → only static fields form field tokens → remove it"
+                )
+            elif name in seen:
+                problems.append(
+                    f"tokens.groups.{token} names {name!r} → it is in {seen[name]!r} already → keep it in one"
+                )
+            seen.setdefault(name, token)
+    return problems
+
+
+def build_ranker(spec: InputSpec, config: Model) -> nn.Module:
+    """A ranker with forward(RankerInput) → logits [S, K] float32; tasks in the spec's order. ValueError, one line a
+    problem, where `check_ranker` finds any."""
+    problems = check_ranker(spec, config)
+    if problems:
+        raise ValueError("\n".join(problems))
+    return _BUILDERS[config.kind](spec, config)

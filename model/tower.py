@@ -1,0 +1,95 @@
+"""The stack all stream rankers share: tokens → packed stream → blocks, each over the tokens its cone needs → one
+logit per task.
+
+Shape suffixes: P, N tokens as in stream.py · A tokens a layer takes in · S supervised positions · K tasks · D model
+width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from model.attention import make_layouts
+from model.block import NORM_EPS, Block
+from model.config import Model
+from model.inputs import InputSpec, RankerInput
+from model.rope import Rotation, rotation
+from model.stream import Stream, build_stream
+from model.timeline import Timeline, merge
+from model.tokens import StreamTokens
+
+
+def merges_actions(spec: InputSpec, config: Model) -> bool:
+    if config.action_tokens == "auto":
+        return spec.supervision == "candidates"
+    return config.action_tokens == "merged"
+
+
+class StreamTower(nn.Module):
+    """`config.layer_windows` and `config.gated` tell the rankers apart. A final RMSNorm stands before the head, as
+    pre-norm stacks have it.
+
+    A row's logits depend on that row alone, and in `candidates` supervision, unless candidates_see is "all", not on
+    the other candidates. Every parameter takes part in every batch, so that each has a gradient (of zeros, if nothing
+    reads it) for a gradient all-reduce.
+    """
+
+    def __init__(self, spec: InputSpec, config: Model) -> None:
+        super().__init__()
+        self.spec = spec
+        self.config = config
+        self.tokens = StreamTokens(
+            spec, config.tokens, config.dim, time_gaps=config.time_gaps, merge_actions=merges_actions(spec, config)
+        )
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.final_norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
+        self.head = nn.Linear(config.dim, len(spec.tasks))
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, batch: RankerInput) -> torch.Tensor:
+        """Logits [S, K], float32 (float64 for a float64 module), in the order of the candidates or of the supervised
+        history's events."""
+        with torch.no_grad():
+            timeline, stream = self._places(batch)
+            taken_A, layouts = make_layouts(stream, self.config.layer_windows)
+        source_A = stream.source_N if taken_A is None else stream.source_N.index_select(0, taken_A)
+        x_AD = self.tokens(batch, timeline).index_select(0, source_A)
+        rotation_A = self._rotation(stream, x_AD.dtype).select(taken_A)
+        for block, layout in zip(self.blocks, layouts, strict=True):
+            rotation_Q = rotation_A.select(layout.queries_A)
+            x_AD = block(x_AD, layout, rotation_A, rotation_Q)
+            rotation_A = rotation_Q
+        logits_AK = self.head(self.final_norm(x_AD))
+        logits_SK: torch.Tensor = logits_AK.index_select(0, _places_among_supervised(stream))
+        return logits_SK if logits_SK.dtype == torch.float64 else logits_SK.float()
+
+    def _places(self, batch: RankerInput) -> tuple[Timeline, Stream]:
+        events = self.tokens.events
+        histories = [batch.histories[history.name] for history in events.histories]
+        timeline = merge(histories, events.with_action_token, batch)
+        if self.spec.supervision == "candidates":
+            num_supervised = next(iter(batch.candidates.values())).shape[0]
+        else:
+            num_supervised = histories[0].time_E.shape[0]
+        stream = build_stream(
+            self.spec,
+            len(self.tokens.fields.groups),
+            timeline,
+            batch.candidate_lengths_R,
+            batch.clock_R,
+            num_supervised=num_supervised,
+            bidirectional_fields=self.config.field_attention == "bidirectional",
+            isolated_candidates=self.config.candidates_see == "history",
+        )
+        return timeline, stream
+
+    def _rotation(self, stream: Stream, dtype: torch.dtype) -> Rotation:
+        return rotation(stream.position_N, self.config.dim // self.config.num_heads, self.config.rope_base, dtype)
+
+
+def _places_among_supervised(stream: Stream) -> torch.Tensor:
+    """[S] the top layer puts out the supervised tokens in packed order; this is where each stands among them."""
+    place_N = torch.zeros_like(stream.order_N).index_fill_(0, stream.supervised_S, 1).cumsum(0) - 1
+    return place_N.index_select(0, stream.supervised_S)
