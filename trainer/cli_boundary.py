@@ -1,4 +1,4 @@
-"""The one place where errors become lines and exit codes: 2 usage or config · 3 data · 4 plan · 5 checkpoint · 1 a bug."""
+"""The one place where errors become lines and exit codes: 2 usage, config · 3 data · 4 plan · 5 checkpoint · 1 bug."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import socket
 import sys
@@ -13,7 +12,6 @@ from pathlib import Path
 
 from trainer import machine
 
-DISTRIBUTIONS = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "ray", "pyarrow", "pydantic", "safetensors")
 PYTHON = (3, 11)
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - asked for its size, never written to
 SMALL_SHARED_MEMORY = 1 << 30
@@ -49,7 +47,7 @@ def examine() -> Findings:
 
 
 def lock_step_problems(versions: dict[str, str | None]) -> list[str]:
-    """torch 2.(n+5), torchrec 1.n and fbgemm 1.n belong together, and only one of the two fbgemm builds can be installed."""
+    """torch 2.(n+5), torchrec 1.n and fbgemm 1.n belong together; of the two fbgemm builds one is installed."""
     problems = []
     if versions["fbgemm-gpu"] and versions["fbgemm-gpu-cpu"]:
         problems.append(
@@ -71,7 +69,7 @@ def lock_step_problems(versions: dict[str, str | None]) -> list[str]:
 
 
 def _versions(findings: Findings) -> None:
-    versions = {name: machine.version(name) for name in DISTRIBUTIONS}
+    versions = {name: machine.version(name) for name in machine.DISTRIBUTIONS}
     findings.facts.append(("python", platform.python_version()))
     findings.facts += [(name, version) for name, version in versions.items() if version]
     findings.problems += lock_step_problems(versions)
@@ -84,7 +82,7 @@ def _versions(findings: Findings) -> None:
 def _hardware(findings: Findings) -> None:
     cores, memory = machine.cores(), machine.memory_bytes()
     gpus, reason = machine.gpus()
-    flags = _cpu_flags()
+    flags = set(machine.cpu_info("flags").split())
     findings.facts += [("cores", str(cores)), ("memory", f"{memory / 2**30:.1f} GiB"), ("gpus", f"{gpus} ({reason})")]
     if not gpus:
         findings.slower.append(f"everything dense: {reason}, so the tower runs on the CPU in float32")
@@ -137,15 +135,6 @@ def _loopback(findings: Findings) -> None:
             findings.facts.append(("ports", f"loopback gives free ports ({server.getsockname()[1]} just now)"))
     except OSError as error:
         findings.problems.append(f"no port on 127.0.0.1: {error} → metrics and ranks listen there → allow it")
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return set()
-    match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
-    return set(match[1].split()) if match else set()
 
 
 def _minor(version: str) -> int:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+DISTRIBUTIONS = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "ray", "pyarrow", "pydantic", "safetensors")
 CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
 CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 
@@ -50,3 +53,26 @@ def version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on, for its env.json."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: version(name) for name in DISTRIBUTIONS if version(name)},
+        "cpu": cpu_info("model name"),
+        "cores": cores(),
+        "memory_bytes": memory_bytes(),
+        "gpus": gpus()[0],
+    }
+
+
+def cpu_info(key: str) -> str:
+    """The first CPU's value of `key` in /proc/cpuinfo, "" where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    match = re.search(rf"^{key}\s*:\s*(.*)$", text, re.MULTILINE)
+    return match[1] if match else ""
