@@ -21,8 +21,7 @@ from torch.distributed._shard.sharded_tensor.shard import Shard
 
 from embeddings.errors import IdMapError
 from embeddings.exchange import Exchange
-from embeddings.init import seed_of
-from embeddings.specs import MISSING_ROW, RESERVED_ROWS, UNKNOWN_ROW, TableSpec
+from embeddings.specs import MISSING_ROW, RESERVED_ROWS, UNKNOWN_ROW, TableSpec, seed_of
 from embeddings.vocabulary import Vocabulary, bucket_of
 from pipelines.batch import Int64, TableIds
 from pipelines.hashing import mix
@@ -65,7 +64,7 @@ class IdMapper:
         return {name: rows[name] for name in tables}
 
     def mark(self, step: int) -> None:
-        """All ids up to the batch of `step` are mapped, none of a later one. Also called at the start and after a load."""
+        """Ids up to the batch of `step` are mapped, no later ones. Also to be called at the start and after a load."""
         self._marks.append((step, {name: v.used.copy() for name, v in self._vocabularies.items()}))
 
     def used_rows(self) -> dict[str, int]:
@@ -75,9 +74,9 @@ class IdMapper:
     def state_dict(self, upto_step: int | None = None) -> dict[str, torch.Tensor | ShardedTensor]:
         """The map as of the batch marked `upto_step`, or as it is now. Copies; needs no communication.
 
-        "TABLE.ids": int64 [buckets, rows per bucket], "TABLE.used": int64 [buckets]: ShardedTensors of whole buckets (plain tensors
-        without a process group), which torch.distributed.checkpoint reshards. Raises IdMapError when that step is no
-        longer at hand.
+        "TABLE.ids": int64 [buckets, rows per bucket], "TABLE.used": int64 [buckets]: ShardedTensors of whole buckets
+        (plain tensors without a process group), which torch.distributed.checkpoint reshards. Raises IdMapError when
+        that step is no longer at hand.
         """
         used = self._used_at(upto_step)
         state = {}
@@ -104,7 +103,7 @@ class IdMapper:
             saved = tuple(state[f"{name}.ids"].size())
             if saved != shape:
                 raise IdMapError(
-                    f"table {name!r}: saved {saved[0]} buckets of {saved[1:]} rows, configured {shape[0]} of {shape[1]} → both "
+                    f"table {name!r}: saved as {list(saved)} (buckets, rows of each), configured {list(shape)} → both "
                     "are fixed at birth → set rows and buckets as they were"
                 )
             loaded[name] = [_local(state[f"{name}.{part}"], vocabulary.buckets) for part in ("ids", "used")]

@@ -7,7 +7,6 @@ ratio, whose upper 24 bits make a uniform float32 in [0, 1).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,17 +15,11 @@ from torch import nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.tensor import DTensor
 
-from embeddings.specs import TableSpec
+from embeddings.specs import TableSpec, seed_of
 from embeddings.tables import module_name
 
 CHUNK = 1 << 20  # elements a chunk: bounds the temporaries, which are int64
 GOLDEN, MIX_1, MIX_2 = (value - (1 << 64) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-
-
-def seed_of(purpose: str, table: str) -> int:
-    """A stable 63-bit seed of a table, another one for every purpose."""
-    digest = hashlib.blake2b(f"{purpose}:{table}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 @torch.no_grad()

@@ -14,7 +14,14 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterCons
 from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
 from torchrec.distributed.planner.stats import NoopEmbeddingStats
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import PlannerError, PlannerErrorType
+from torchrec.distributed.planner.types import (
+    HardwareConfig,
+    KernelConfig,
+    PlannerError,
+    PlannerErrorType,
+    TopologyFactory,
+    TrainerConfig,
+)
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan, ShardingType
 
 from embeddings.config import Embeddings
@@ -113,8 +120,10 @@ class _Cluster:
 
     def topology(self) -> Topology:
         memory = self.memory or UNBOUNDED
-        return Topology(
-            self.world_size, self.device, hbm_cap=memory, ddr_cap=memory, local_world_size=self.local_world_size
+        return TopologyFactory.create_topology(
+            TrainerConfig(world_size=self.world_size, local_world_size=self.local_world_size),
+            HardwareConfig(hbm_cap_bytes=memory, ddr_cap_bytes=memory),
+            KernelConfig(compute_device=self.device),
         )
 
 

@@ -119,7 +119,8 @@ class PlanReport:
         enough = -(-sum(self.bytes) // memory_per_rank)
         return [
             f"rank {rank}: tables take {human_bytes(size)} of {human_bytes(memory_per_rank)}, "
-            f"{human_bytes(size - memory_per_rank)} too much ({self._largest(rank)}) → every rank's tables must fit → {self._remedy(enough)}"
+            f"{human_bytes(size - memory_per_rank)} too much ({self._largest(rank)}) → every rank's tables must "
+            f"fit → {self._remedy(enough)}"
             for rank, size in enumerate(self.bytes)
             if size > memory_per_rank
         ]

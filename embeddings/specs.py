@@ -5,6 +5,7 @@ Every table's first two rows are reserved: row 0 is the missing id's, row 1 the 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,6 +57,12 @@ class TableSpec:
         fitting = [count for count in parts if count <= world_size]
         count = 1 if world_size == 1 else max(fitting, default=min(parts, default=1))
         return self.width // count
+
+
+def seed_of(purpose: str, table: str) -> int:
+    """A stable 63-bit seed of a table, another one for every purpose."""
+    digest = hashlib.blake2b(f"{purpose}:{table}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def table_specs(schema: Schema, config: Embeddings) -> dict[str, TableSpec]:

@@ -6,8 +6,7 @@ import logging
 
 import numpy as np
 
-from embeddings.init import seed_of
-from embeddings.specs import RESERVED_ROWS, UNKNOWN_ROW, TableSpec
+from embeddings.specs import RESERVED_ROWS, UNKNOWN_ROW, TableSpec, seed_of
 from pipelines.batch import Int64
 from pipelines.hashing import mix
 from pipelines.schema import MISSING_ID
@@ -88,8 +87,8 @@ class Vocabulary:
     def _warn(self) -> None:
         if not self._warned:
             log.warning(
-                "vocabulary of table %r: a bucket of %d rows is full → its new ids share the unknown row → more rows, or "
-                "mapping = 'hash'",
+                "vocabulary of table %r: a bucket of %d rows is full → its new ids share the unknown row → more rows, "
+                "or mapping = 'hash'",
                 self.spec.name,
                 self.spec.rows_per_bucket,
             )

@@ -1,0 +1,98 @@
+"""Training sharded tables, on real gloo ranks, is training the plain tables, under every sharding and optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from embeddings.config import Embeddings
+from embeddings.init import fill, initialise
+from embeddings.tables import Tables
+from tests.distributed.ranks import run_ranks
+from tests.embeddings.specs import spec
+from tests.embeddings.toy import reference, train, whole_tables
+
+STEPS = 5
+SPECS = {
+    s.name: s
+    for s in [
+        spec("items", 60, 16, "table_wise"),  # a name that nn.ModuleDict has for a method
+        spec("geo.city", 37, 16, "row_wise"),  # a name with a dot; rows that 2 does not divide
+        spec("user", 40, 16, "row_wise", mapping="vocabulary", buckets=5),  # shards of 3 and 2 buckets
+        spec("hour", 30, 8, "column_wise", mapping="identity"),
+    ]
+}
+RUNS = {
+    "rowwise_adagrad": Embeddings(optimizer="rowwise_adagrad", lr=0.1),
+    "again": Embeddings(optimizer="rowwise_adagrad", lr=0.1),
+    "adagrad": Embeddings(optimizer="adagrad", lr=0.1),
+    "sgd": Embeddings(optimizer="sgd", lr=0.3),
+}
+
+
+def _train_all(rank: int, world_size: int) -> dict[str, Any]:
+    runs = RUNS if world_size == 2 else {"rowwise_adagrad": RUNS["rowwise_adagrad"]}
+    return {name: train(SPECS, config, STEPS, rank, world_size) for name, config in runs.items()}
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[int, list[dict[str, Any]]]:
+    """{world size: what each rank saw}."""
+    return {world_size: run_ranks(_train_all, world_size, timeout=150) for world_size in (2, 3)}
+
+
+def _whole(ranks: list[dict[str, Any]], run: str, when: str) -> dict[str, torch.Tensor]:
+    return whole_tables(SPECS, [rank[run][when] for rank in ranks])
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad", "sgd"])
+def test_sharded_training_equals_plain_training(trained: dict[int, list[dict[str, Any]]], optimizer: str) -> None:
+    """Column-wise with row-wise Adagrad: against one state per column shard, which is what it keeps."""
+    expected = reference(SPECS, RUNS[optimizer], STEPS, 2, column_shards={"hour": 2})
+    for name, table in _whole(trained[2], optimizer, "after").items():
+        torch.testing.assert_close(table, expected[name], rtol=0, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_training_moves_the_tables_far_more_than_that_tolerance(trained: dict[int, list[dict[str, Any]]]) -> None:
+    before, after = _whole(trained[2], "rowwise_adagrad", "before"), _whole(trained[2], "rowwise_adagrad", "after")
+    assert all(float((after[name] - before[name]).abs().mean()) > 1e-2 for name in SPECS)
+
+
+def test_buckets_that_the_ranks_do_not_divide_train_alike(trained: dict[int, list[dict[str, Any]]]) -> None:
+    """5 buckets of 8 rows on 3 ranks: 2, 2 and 1 buckets."""
+    placed = trained[3][0]["rowwise_adagrad"]["placements"]["user_table"]
+    assert placed == [([0, 0], [16, 16], 0), ([16, 0], [16, 16], 1), ([32, 0], [8, 16], 2)]
+    expected = reference(SPECS, RUNS["rowwise_adagrad"], STEPS, 3, column_shards={"hour": 2})
+    for name, table in _whole(trained[3], "rowwise_adagrad", "after").items():
+        torch.testing.assert_close(table, expected[name], rtol=0, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_initial_values_are_the_same_under_every_plan(trained: dict[int, list[dict[str, Any]]]) -> None:
+    unsharded = Tables(SPECS, device="cpu")
+    initialise(unsharded, SPECS, seed=5)
+    for name, table in SPECS.items():
+        expected = torch.empty(table.rows, table.width)
+        fill(expected, table, seed=5)
+        for ranks in trained.values():
+            assert torch.equal(_whole(ranks, "rowwise_adagrad", "before")[name], expected), name
+        (plain,) = [p for key, p in unsharded.named_parameters() if p.shape == expected.shape and _is(key, name)]
+        assert torch.equal(plain, expected), name
+
+
+def _is(parameter: str, table: str) -> bool:
+    return parameter.split(".")[-2] == table.replace(".", "%2E") + "_table"
+
+
+def test_the_same_steps_twice_give_the_same_bits(trained: dict[int, list[dict[str, Any]]]) -> None:
+    once, again = _whole(trained[2], "rowwise_adagrad", "after"), _whole(trained[2], "again", "after")
+    assert all(torch.equal(once[name], again[name]) for name in SPECS)
+    assert trained[2][0]["rowwise_adagrad"]["losses"] == trained[2][0]["again"]["losses"]
+
+
+def test_every_collection_is_pipelined(trained: dict[int, list[dict[str, Any]]]) -> None:
+    for ranks in trained.values():
+        assert all(
+            rank["rowwise_adagrad"]["pipelined"] == rank["rowwise_adagrad"]["collections"] == 3 for rank in ranks
+        )

@@ -1,0 +1,100 @@
+"""`[embeddings]` and the schema become tables, or one list of everything that is wrong."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+
+from embeddings.config import Embeddings, Table
+from embeddings.errors import PlanError
+from embeddings.specs import table_specs
+from pipelines.schema import Column, Schema
+from tests.embeddings.specs import spec
+
+SCHEMA = Schema(
+    columns={
+        "user_id": Column(role="user", kind="id"),
+        "city": Column(role="context", kind="id"),
+        "age": Column(role="user", kind="bucket", boundaries=(18.0, 30.0, 50.0)),
+        "item": Column(role="item", kind="id", group="candidates"),
+        "h_item": Column(role="item", kind="id", group="history.clicks", shares="item"),
+        "when": Column(role="time", kind="time"),
+        "click": Column(role="label", kind="dense", group="candidates"),
+        "trace": Column(role="key", kind="id"),
+    }
+)
+
+
+def _config(**tables: dict[str, Any]) -> Embeddings:
+    return Embeddings(default_rows=1000, width=16, buckets=8, tables={n: Table(**t) for n, t in tables.items()})
+
+
+def test_every_id_column_that_is_an_input_has_a_table_and_shared_columns_one() -> None:
+    specs = table_specs(SCHEMA, _config(city={"rows": 50, "width": 8, "mapping": "identity"}))
+    assert list(specs) == ["user_id", "city", "age", "item"]
+    assert specs["user_id"] == spec("user_id", 1000, 16, "auto")
+    assert specs["city"] == spec("city", 50, 8, "auto", mapping="identity")
+
+
+def test_a_bucketised_column_has_a_row_for_every_bucket_and_the_reserved_two() -> None:
+    age = table_specs(SCHEMA, _config())["age"]
+    assert (age.mapping, age.rows) == ("identity", 4 + 2)
+
+
+def test_a_vocabularys_rows_are_whole_buckets_and_row_wise() -> None:
+    item = table_specs(SCHEMA, _config(item={"mapping": "vocabulary", "rows": 1001, "buckets": 8}))["item"]
+    assert (item.rows, item.buckets, item.rows_per_bucket, item.sharding) == (1008, 8, 126, "row_wise")
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8, 11])
+def test_buckets_are_dealt_in_blocks_and_each_once(world_size: int) -> None:
+    table = spec("t", 80, 8, "row_wise", mapping="vocabulary", buckets=8)
+    dealt = [bucket for rank in range(world_size) for bucket in table.buckets_of_rank(rank, world_size)]
+    assert dealt == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("width", "world_size", "expected"), [(16, 1, 16), (16, 2, 8), (16, 3, 8), (16, 4, 4), (12, 2, 4)]
+)
+def test_column_shards_are_multiples_of_four_that_divide_the_width(width: int, world_size: int, expected: int) -> None:
+    assert spec("t", 10, width, "column_wise").split_width(world_size) == expected
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    config = _config(
+        itme={"rows": 10},
+        item={"mapping": "vocabulary", "sharding": "column_wise"},
+        city={"width": 6},
+        age={"mapping": "hash", "rows": 77},
+        user_id={"rows": 2, "buckets": 4},
+    )
+    with pytest.raises(PlanError) as caught:
+        table_specs(SCHEMA, config)
+    problems = caught.value.problems
+    expected = [
+        "itme",
+        "a vocabulary is row_wise",
+        "width = 6",
+        "make 6 rows",
+        "are identity",
+        "rows = 2",
+        "buckets = 4",
+    ]
+    for words in expected:
+        assert sum(words in problem for problem in problems) == 1, words
+    assert len(problems) == len(expected)
+    assert all("→" in problem and "\n" not in problem for problem in problems)
+    assert pickle.loads(pickle.dumps(caught.value)).problems == problems
+
+
+def test_a_bucketised_column_shares_its_table_with_nothing_else() -> None:
+    columns = dict(SCHEMA.columns) | {"rank": Column(role="user", kind="id", table="age")}
+    with pytest.raises(PlanError, match="same boundaries"):
+        table_specs(Schema(columns=columns), _config())
+
+
+def test_buckets_too_small_for_the_reserved_rows_are_refused() -> None:
+    with pytest.raises(PlanError, match="at least 3 rows"):
+        table_specs(SCHEMA, _config(item={"mapping": "vocabulary", "rows": 16, "buckets": 8}))

@@ -1,0 +1,206 @@
+"""The smallest recommender on top of Tables, trained as the trainer does, and a plain reference to hold it against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torchrec import KeyedJaggedTensor
+from torchrec.distributed import DistributedModelParallel, TrainPipelineSparseDist
+from torchrec.distributed.types import ShardingPlan
+from torchrec.streamable import Pipelineable
+
+from embeddings.config import Embeddings
+from embeddings.init import fill, initialise
+from embeddings.optim import fuse_optimizer
+from embeddings.plan import make_plan
+from embeddings.sharders import sharders
+from embeddings.specs import TableSpec
+from embeddings.tables import Tables, group_kjts, module_name
+
+LR_DENSE = 0.1
+Shards = dict[str, list[tuple[int, int, torch.Tensor]]]
+
+
+@dataclass
+class ToyBatch(Pipelineable):
+    """targets {table: [U, W]}; weight: what each row's loss counts."""
+
+    kjts: dict[str, KeyedJaggedTensor]
+    targets: dict[str, torch.Tensor]
+    weight: torch.Tensor
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> ToyBatch:
+        return self
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        raise AssertionError("no streams on CPU")
+
+    def pin_memory(self) -> ToyBatch:
+        return self
+
+
+class Head(nn.Module):
+    """Not linear in the rows, so that a wrong update shows in the next step's gradient. Widths up to 16."""
+
+    def __init__(self, tables: list[str]) -> None:
+        super().__init__()
+        self.names = tables
+        self.dense = nn.Linear(16, 1)
+
+    def forward(self, rows: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> torch.Tensor:
+        losses = []
+        for name in self.names:
+            product_UW = rows[name] * targets[name]
+            score_U = self.dense(nn.functional.pad(product_UW, (0, 16 - targets[name].shape[1])))
+            losses.append((score_U + rows[name].sum(1, keepdim=True)).tanh().square().sum())
+        return torch.stack(losses).sum()
+
+
+class Toy(nn.Module):
+    def __init__(self, specs: dict[str, TableSpec]) -> None:
+        super().__init__()
+        self.tables = Tables(specs)
+        self.head = Head(list(specs))
+
+    def forward(self, batch: ToyBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        loss = self.head(self.tables(batch.kjts), batch.targets) * batch.weight
+        return loss, loss.detach()
+
+
+def rows_of_step(specs: dict[str, TableSpec], step: int, rank: int) -> dict[str, torch.Tensor]:
+    """Other unique rows and other counts on every rank and step; rank 1 has none at step 1."""
+    generator = torch.Generator().manual_seed(100 * step + rank)
+    share = 0.0 if (step, rank) == (1, 1) else 0.3 + 0.2 * rank
+    return {
+        name: torch.randperm(spec.rows, generator=generator)[: int(share * spec.rows)].sort().values
+        for name, spec in specs.items()
+    }
+
+
+def targets_of(specs: dict[str, TableSpec], rows: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
+    return {
+        name: torch.sin(rows[name][:, None] * 0.7 + torch.arange(spec.width) + step) for name, spec in specs.items()
+    }
+
+
+def seeded_dense(head: Head) -> None:
+    with torch.no_grad():
+        head.dense.weight.copy_(torch.cos(torch.arange(16.0)) * 0.3)
+        head.dense.bias.zero_()
+
+
+def build(
+    specs: dict[str, TableSpec], config: Embeddings, rank: int, world_size: int
+) -> tuple[DistributedModelParallel, ShardingPlan]:
+    """The toy, sharded over the default group, with its initial values."""
+    model = Toy(specs)
+    seeded_dense(model.head)
+    fuse_optimizer(model.tables, config)
+    plan = make_plan(model, specs, world_size, process_group=dist.group.WORLD)
+    sharded = DistributedModelParallel(model, device=torch.device("cpu"), plan=plan, sharders=sharders())
+    initialise(sharded, specs, seed=5)
+    return sharded, plan
+
+
+def local_shards(sharded: nn.Module, specs: dict[str, TableSpec]) -> Shards:
+    """{table: [(first row, first column, values)]} of this rank."""
+    state = sharded.state_dict()
+    found: Shards = {}
+    for name in specs:
+        (value,) = [v for k, v in state.items() if k.endswith(f"embeddings.{module_name(name)}.weight")]
+        found[name] = [(*s.metadata.shard_offsets, s.tensor.detach().clone()) for s in value.local_shards()]
+    return found
+
+
+def whole_tables(specs: dict[str, TableSpec], ranks: list[Shards]) -> dict[str, torch.Tensor]:
+    """All ranks' shards put together; every cell exactly once."""
+    whole = {}
+    for name, spec in specs.items():
+        table, seen = torch.full((spec.rows, spec.width), torch.nan), torch.zeros(spec.rows, spec.width)
+        for shards in ranks:
+            for row, column, values in shards[name]:
+                where = (slice(row, row + values.shape[0]), slice(column, column + values.shape[1]))
+                table[where] = values
+                seen[where] += 1
+        assert bool((seen == 1).all()), f"shards of {name} do not tile it"
+        whole[name] = table
+    return whole
+
+
+def train(specs: dict[str, TableSpec], config: Embeddings, steps: int, rank: int, world_size: int) -> dict[str, Any]:
+    """Trains through TrainPipelineSparseDist; this rank's shards before and after, and what was pipelined."""
+    sharded, plan = build(specs, config, rank, world_size)
+    before = local_shards(sharded, specs)
+    dense = torch.optim.SGD([p for n, p in sharded.named_parameters() if ".dense." in n], lr=LR_DENSE)
+    pipeline: Any = TrainPipelineSparseDist(sharded, dense, torch.device("cpu"))
+    batches = iter([_batch(specs, step, rank, world_size) for step in range(steps)])
+    losses = []
+    for _ in range(steps):
+        losses.append(float(pipeline.progress(batches)))
+    return {
+        "before": before,
+        "after": local_shards(sharded, specs),
+        "losses": losses,
+        "pipelined": len(pipeline._pipelined_modules),
+        "collections": len(Tables(specs).collections),
+        "placements": {
+            name: [(s.shard_offsets, s.shard_sizes, s.placement.rank()) for s in parameter.sharding_spec.shards]
+            for module_plan in plan.plan.values()
+            for name, parameter in module_plan.items()
+        },
+    }
+
+
+def _batch(specs: dict[str, TableSpec], step: int, rank: int, world_size: int) -> ToyBatch:
+    rows = rows_of_step(specs, step, rank)
+    total = sum(len(r) for other in range(world_size) for r in rows_of_step(specs, step, other).values())
+    # As the trainer scales it: TorchRec and DDP average over ranks, so this makes it the mean over the global batch.
+    weight = torch.tensor(world_size / total)
+    return ToyBatch(group_kjts(specs, rows), targets_of(specs, rows, step), weight)
+
+
+def reference(
+    specs: dict[str, TableSpec], config: Embeddings, steps: int, world_size: int, column_shards: dict[str, int]
+) -> dict[str, torch.Tensor]:
+    """Plain torch in one process on the same global batches: index_select on whole tables, FBGEMM's update rules by
+    hand. column_shards {table: n}: one row-wise state for each of its n column shards."""
+    weights = {name: torch.empty(spec.rows, spec.width) for name, spec in specs.items()}
+    for name, spec in specs.items():
+        fill(weights[name], spec, 5)
+    states = {name: torch.zeros(spec.rows, spec.width) for name, spec in specs.items()}
+    head = Head(list(specs))
+    seeded_dense(head)
+    dense = torch.optim.SGD(head.parameters(), lr=LR_DENSE)
+    for step in range(steps):
+        for weight in weights.values():
+            weight.requires_grad_()
+        per_rank = [rows_of_step(specs, step, rank) for rank in range(world_size)]
+        total = sum(len(r) for rows in per_rank for r in rows.values())
+        losses = [
+            head({n: weights[n].index_select(0, r) for n, r in rows.items()}, targets_of(specs, rows, step)) / total
+            for rows in per_rank
+        ]
+        torch.stack(losses).sum().backward()
+        dense.step()
+        dense.zero_grad()
+        for name, weight in weights.items():
+            grad = weight.grad if weight.grad is not None else torch.zeros_like(weight)
+            weights[name] = _updated(weight.detach(), grad, states[name], config, column_shards.get(name, 1))
+    return weights
+
+
+def _updated(
+    weight: torch.Tensor, grad: torch.Tensor, state: torch.Tensor, config: Embeddings, column_shards: int
+) -> torch.Tensor:
+    if config.optimizer == "sgd":
+        return weight - config.lr * grad
+    square = grad.square()
+    if config.optimizer == "rowwise_adagrad":
+        parts = square.chunk(column_shards, dim=1)
+        square = torch.cat([part.mean(1, keepdim=True).expand_as(part) for part in parts], dim=1)
+    state += square
+    return weight - config.lr * grad / (state.sqrt() + config.eps)
