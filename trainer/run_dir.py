@@ -98,20 +98,26 @@ class RunDir:
     def _checkpoint_to_resume(self, resume: Resume) -> Path | None:
         if resume == "never":
             return None
-        incomplete = [found.path.name for found in self.step_dirs() if not found.complete]
-        latest = self.latest()
-        if latest is None and resume == "must":
-            named = f" (without {COMMIT}: {', '.join(incomplete)})" if incomplete else ""
-            raise CheckpointError(
-                f"run directory {self.path} has no complete checkpoint{named} → --resume must goes on from one → "
-                "use --resume auto to begin at the beginning, or name the run directory that has one"
-            )
-        if incomplete:
-            log.warning(
-                "ignored: checkpoints without %s, their writing was interrupted: %s", COMMIT, ", ".join(incomplete)
-            )
+        latest = self.require_latest() if resume == "must" else self.latest()
+        if incomplete := self._incomplete():
+            log.warning("ignored: checkpoints without %s, their writing was interrupted: %s", COMMIT, incomplete)
         log.info("resume: %s", f"from {latest}" if latest else "no complete checkpoint yet: from the beginning")
         return latest
+
+    def require_latest(self) -> Path:
+        """The newest complete checkpoint. Raises CheckpointError when there is none."""
+        latest = self.latest()
+        if latest is None:
+            incomplete = self._incomplete()
+            named = f" (without {COMMIT}: {incomplete})" if incomplete else ""
+            raise CheckpointError(
+                f"run directory {self.path} has no complete checkpoint{named} → one is needed here → "
+                "name the run directory that has one, or train anew with --resume auto"
+            )
+        return latest
+
+    def _incomplete(self) -> str:
+        return ", ".join(found.path.name for found in self.step_dirs() if not found.complete)
 
     def step_dir(self, step: int) -> Path:
         """Where the checkpoint of this step belongs."""

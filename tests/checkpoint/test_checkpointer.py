@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipelines.schema import Column, Schema, Task
 from trainer.checkpoint import manifest
 from trainer.checkpoint.checkpointer import Checkpointer
-from trainer.checkpoint.state import CheckpointState, read_state
+from trainer.checkpoint.state import CheckpointState
 from trainer.checkpoint.storage import SafetensorsWriter, remove_checkpoint
 from trainer.checkpoint.tensors import restore_rng, rng_pieces
 from trainer.config_sections import Checkpoint
@@ -30,13 +30,14 @@ SCHEMA = Schema(
 )
 
 
-STATE = {"examples": 40, "position": {"epoch": 0}, "note": [1, None, "x", 0.1]}
+def _state(step: int, schema: Schema = SCHEMA) -> CheckpointState:
+    return CheckpointState(step=step, data_schema=schema, extra={"note": [1, None, "x"]})
 
 
 def _run(path: Path, **config: Any) -> tuple[RunDir, Checkpointer]:
     run_dir = RunDir(path / "run")
     run_dir.prepare("auto")
-    return run_dir, Checkpointer(run_dir, Checkpoint(**config), SCHEMA)
+    return run_dir, Checkpointer(run_dir, Checkpoint(**config))
 
 
 def _ones() -> dict[str, Any]:
@@ -62,7 +63,7 @@ def _recommit(path: Path) -> None:
 
 def test_round_trip_and_files(tmp_path: Path) -> None:
     run_dir, checkpointer = _run(tmp_path)
-    saved = checkpointer.save(20, _ones(), STATE, {"map": torch.tensor([3, 1])})
+    saved = checkpointer.save(_state(20), _ones(), {"map": torch.tensor([3, 1])})
     assert saved.path == run_dir.checkpoints / "step_00000020" == checkpointer.latest()
     assert sorted(file.name for file in saved.path.iterdir()) == [
         "COMMIT",
@@ -72,9 +73,7 @@ def test_round_trip_and_files(tmp_path: Path) -> None:
     ]
     assert saved.bytes == sum(f.stat().st_size for f in saved.path.iterdir() if f.name != "COMMIT")
     tensors = _zeros()
-    assert checkpointer.load(saved.path, tensors) == STATE
-    record = read_state(saved.path, manifest.read_commit(saved.path))
-    assert (record.step, record.world_size, record.data_schema, record.resumed_from) == (20, 1, SCHEMA, ())
+    assert checkpointer.load(saved.path, tensors, SCHEMA) == _state(20)
     for name, tensor in tensors["model"].items():
         assert torch.equal(tensor, _ones()["model"][name])
     assert tensors["n"] == 1
@@ -84,7 +83,7 @@ def test_round_trip_and_files(tmp_path: Path) -> None:
 def test_a_tensor_named_twice_shares_no_file_entry_and_views_are_saved_alone(tmp_path: Path) -> None:
     _, checkpointer = _run(tmp_path)
     base = torch.arange(6.0)
-    path = checkpointer.save(1, {"a": base, "b": base, "row": base.view(3, 2).t()}, STATE).path
+    path = checkpointer.save(_state(1), {"a": base, "b": base, "row": base.view(3, 2).t()}).path
     tensors = {"a": torch.zeros(6), "b": torch.zeros(6), "row": torch.zeros(2, 3)}
     checkpointer.load(path, tensors)
     assert torch.equal(tensors["b"], base)
@@ -99,9 +98,7 @@ def test_large_ranks_write_several_files(tmp_path: Path) -> None:
     from trainer.checkpoint.planner import save_planner
 
     path = run_dir.step_dir(1)
-    writer = SafetensorsWriter(
-        path, 0, 1, CheckpointState(step=1, data_schema=SCHEMA).model_dump_json(), max_file_bytes=100
-    )
+    writer = SafetensorsWriter(path, 0, 1, _state(1).model_dump_json(), max_file_bytes=100)
     named = {f"t{i}": torch.full((20,), float(i)) for i in range(3)}
     state_dict_saver.save(dict(named), storage_writer=writer, planner=save_planner(), no_dist=True)
     assert len(list(path.glob("*.safetensors"))) == 3
@@ -122,13 +119,13 @@ class _Bomb:
 @pytest.mark.parametrize("recommitted", [False, True])
 def test_a_planted_pickle_is_never_executed(tmp_path: Path, target: str, recommitted: bool) -> None:
     _, checkpointer = _run(tmp_path)
-    path = checkpointer.save(1, _ones(), STATE, {"map": torch.tensor([3])}).path
+    path = checkpointer.save(_state(1), _ones(), {"map": torch.tensor([3])}).path
     flag = tmp_path / "executed"
     (path / target).write_bytes(pickle.dumps(_Bomb(flag)))
     if recommitted and target != "COMMIT":
         _recommit(path)
     if target == ".metadata":  # a file that DCP's own reader would unpickle; ours does not know it
-        assert checkpointer.load(path, _zeros()) == STATE
+        assert checkpointer.load(path, _zeros()).step == 1
     else:
         with pytest.raises(CheckpointError) as error:
             checkpointer.load(path, _zeros())
@@ -144,15 +141,15 @@ def test_a_planted_pickle_is_never_executed(tmp_path: Path, target: str, recommi
 def test_bytes_are_refused_on_both_paths(tmp_path: Path) -> None:
     _, checkpointer = _run(tmp_path)
     with pytest.raises(TypeError, match="config is a str"):
-        checkpointer.save(1, {"config": "text"}, STATE)
-    path = checkpointer.save(2, _ones(), STATE).path
+        checkpointer.save(_state(1), {"config": "text"})
+    path = checkpointer.save(_state(2), _ones()).path
     with pytest.raises(TypeError, match="only tensors"):
         checkpointer.load(path, {"config": b"bytes"})
 
 
 def test_a_changed_or_missing_file_is_named(tmp_path: Path) -> None:
     _, checkpointer = _run(tmp_path)
-    path = checkpointer.save(1, _ones(), STATE).path
+    path = checkpointer.save(_state(1), _ones()).path
     shard = path / "rank_00000_000.safetensors"
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
@@ -168,7 +165,7 @@ def test_a_changed_or_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_chunk_outside_the_directory_is_refused(tmp_path: Path) -> None:
     _, checkpointer = _run(tmp_path)
-    path = checkpointer.save(1, _ones(), STATE).path
+    path = checkpointer.save(_state(1), _ones()).path
     index = (path / "metadata.json").read_text().replace("rank_00000_000.safetensors", "../elsewhere.safetensors")
     (path / "metadata.json").write_text(index)
     _recommit(path)
@@ -178,7 +175,7 @@ def test_a_chunk_outside_the_directory_is_refused(tmp_path: Path) -> None:
 
 def test_a_hole_in_what_was_saved_is_found(tmp_path: Path) -> None:
     _, checkpointer = _run(tmp_path)
-    path = checkpointer.save(1, _ones(), STATE).path
+    path = checkpointer.save(_state(1), _ones()).path
     index = json.loads((path / "metadata.json").read_text())
     index["tensors"]["model/w"]["chunks"][0]["sizes"] = [3, 3]
     (path / "metadata.json").write_text(json.dumps(index))
@@ -189,7 +186,7 @@ def test_a_hole_in_what_was_saved_is_found(tmp_path: Path) -> None:
 
 def test_another_model_is_told_line_by_line(tmp_path: Path) -> None:
     _, checkpointer = _run(tmp_path)
-    path = checkpointer.save(1, _ones(), STATE).path
+    path = checkpointer.save(_state(1), _ones()).path
     with pytest.raises(CheckpointError) as error:
         checkpointer.load(path, {"model": {"w": torch.zeros(5, 3), "new": torch.zeros(1)}})
     assert [line.split(": ")[1].split(" → ")[0] for line in error.value.problems] == [
@@ -200,12 +197,11 @@ def test_another_model_is_told_line_by_line(tmp_path: Path) -> None:
 
 def test_another_schema_is_told_difference_by_difference(tmp_path: Path) -> None:
     _, checkpointer = _run(tmp_path)
-    path = checkpointer.save(1, _ones(), STATE).path
+    path = checkpointer.save(_state(1), _ones()).path
     moved = SCHEMA.model_copy(
         update={"file": "elsewhere.toml", "columns": {**SCHEMA.columns, "city": Column(role="context", kind="id")}}
     )
-    run_dir = RunDir(path.parents[1])
-    assert Checkpointer(run_dir, Checkpoint(), moved).load(path, _zeros()) == STATE
+    assert checkpointer.load(path, _zeros(), moved).step == 1
     other = Schema(
         user="user",
         supervision="history",
@@ -216,7 +212,7 @@ def test_another_schema_is_told_difference_by_difference(tmp_path: Path) -> None
         },
     )
     with pytest.raises(CheckpointError) as error:
-        Checkpointer(run_dir, Checkpoint(), other).load(path, _zeros())
+        checkpointer.load(path, _zeros(), other)
     assert [line.split(": ", 1)[1].split(" → ")[0] for line in error.value.problems] == [
         "schema.columns.age was not there",
         "schema.columns.city.kind was 'id' and is 'dense'",
@@ -228,19 +224,19 @@ def test_another_schema_is_told_difference_by_difference(tmp_path: Path) -> None
 def test_cadence_by_steps_and_minutes(tmp_path: Path) -> None:
     now = 0.0
     run_dir, _ = _run(tmp_path)
-    checkpointer = Checkpointer(run_dir, Checkpoint(every_steps=100, every_minutes=2.0), SCHEMA, clock=lambda: now)
+    checkpointer = Checkpointer(run_dir, Checkpoint(every_steps=100, every_minutes=2.0), clock=lambda: now)
     assert [step for step in range(1, 301) if checkpointer.due(step)] == [100, 200, 300]
     assert checkpointer.seconds_since_save() is None
     now = 119.0
     assert not checkpointer.due(7)
     now = 120.0
     assert checkpointer.due(7)
-    checkpointer.save(7, _ones(), STATE)
+    checkpointer.save(_state(7), _ones())
     assert not checkpointer.due(7)
     now = 150.0
     assert not checkpointer.due(8)
     assert checkpointer.seconds_since_save() == 30.0
-    off = Checkpointer(run_dir, Checkpoint(every_steps=0, every_minutes=0.0), SCHEMA, clock=lambda: now)
+    off = Checkpointer(run_dir, Checkpoint(every_steps=0, every_minutes=0.0), clock=lambda: now)
     now = 1e9
     assert not any(off.due(step) for step in range(1, 1000))
 
@@ -249,36 +245,32 @@ def test_the_newest_stay_and_leftovers_go(tmp_path: Path) -> None:
     run_dir, checkpointer = _run(tmp_path, keep=2)
     run_dir.step_dir(5).mkdir()
     for step in (10, 20, 30):
-        checkpointer.save(step, _ones(), STATE)
+        checkpointer.save(_state(step), _ones())
     assert [(d.step, d.complete) for d in run_dir.step_dirs()] == [(20, True), (30, True)]
 
 
 def test_the_checkpoint_just_loaded_is_not_written_again(tmp_path: Path) -> None:
     run_dir, checkpointer = _run(tmp_path)
-    path = checkpointer.save(10, _ones(), STATE).path
+    path = checkpointer.save(_state(10), _ones()).path
     before = (path / "COMMIT").stat().st_mtime_ns
-    resumed = Checkpointer(run_dir, Checkpoint(), SCHEMA)
+    resumed = Checkpointer(run_dir, Checkpoint())
     resumed.load(path, _zeros())
-    assert resumed.save(10, _zeros(), STATE).path == path
+    saved = resumed.save(_state(10), _zeros())
+    assert (saved.path, saved.written) == (path, False)
     assert (path / "COMMIT").stat().st_mtime_ns == before
-    elsewhere = Checkpointer(RunDir(tmp_path / "other"), Checkpoint(), SCHEMA)
-    elsewhere.load(path, _zeros())
-    elsewhere.load(elsewhere.save(10, _ones(), STATE).path, _zeros())
-    later = elsewhere.save(11, _ones(), STATE).path
-    assert read_state(later, manifest.read_commit(later)).resumed_from == (str(path), "step_00000010")
 
 
 def test_an_interrupted_save_is_named_ignored_and_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run_dir, checkpointer = _run(tmp_path)
-    complete = checkpointer.save(10, _ones(), STATE).path
-    broken = checkpointer.save(20, _ones(), STATE).path
+    complete = checkpointer.save(_state(10), _ones()).path
+    broken = checkpointer.save(_state(20), _ones()).path
     (broken / "COMMIT").unlink()
     with caplog.at_level("INFO"):
         assert run_dir.prepare("auto") == complete == run_dir.prepare("must")
     assert "step_00000020" in caplog.text
     with pytest.raises(CheckpointError, match="no COMMIT"):
         checkpointer.load(broken, _zeros())
-    assert Checkpointer(run_dir, Checkpoint(), SCHEMA).save(20, _ones(), STATE).path == run_dir.latest()
+    assert Checkpointer(run_dir, Checkpoint()).save(_state(20), _ones()).path == run_dir.latest()
     remove_checkpoint(complete)
     (broken / "COMMIT").unlink()
     with pytest.raises(CheckpointError, match=r"no complete checkpoint \(without COMMIT: step_00000020\)"):
@@ -294,6 +286,8 @@ def test_run_directory_rules(tmp_path: Path) -> None:
     assert error.value.exit_code == 2
     assert error.value.problems[0].startswith(f"run directory {run_dir.path} holds checkpoints, consumed, env.json → ")
     assert run_dir.prepare("auto") is None
+    with pytest.raises(CheckpointError, match="has no complete checkpoint"):
+        run_dir.require_latest()
     with pytest.raises(CheckpointError) as missing:
         run_dir.prepare("must")
     assert missing.value.exit_code == 5
@@ -314,7 +308,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_random_generators_resume(tmp_path: Path) -> None:
     _, checkpointer = _run(tmp_path)
-    path = checkpointer.save(1, _ones(), STATE, rng_pieces()).path
+    path = checkpointer.save(_state(1), _ones(), rng_pieces()).path
     went_on = torch.rand(5)
     restore_rng({piece.name: piece.tensor for piece in checkpointer.read_pieces(path, "rng/")})
     assert torch.equal(torch.rand(5), went_on)
@@ -332,7 +326,7 @@ def test_any_shapes_survive(
 ) -> None:
     _, checkpointer = _run(tmp_path_factory.mktemp("any"))
     named = {name: torch.randint(0, 100, shape).to(dtype) for name, (dtype, shape) in shapes.items()}
-    path = checkpointer.save(1, named, STATE, named).path
+    path = checkpointer.save(_state(1), named, named).path
     tensors = {name: torch.zeros_like(tensor) for name, tensor in named.items()}
     checkpointer.load(path, tensors)
     pieces = {piece.name: piece.tensor for piece in checkpointer.read_pieces(path)}

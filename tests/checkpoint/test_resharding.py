@@ -9,20 +9,22 @@ from typing import Any
 import pytest
 import torch
 
+from pipelines.batch import Position
 from pipelines.schema import Column, Schema
 from tests.distributed.ranks import run_ranks
 from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.state import CheckpointState
 from trainer.config_sections import Checkpoint
 from trainer.errors import CheckpointError
 from trainer.run_dir import RunDir
 
 SCHEMA = Schema(user="user", columns={"user": Column(role="user", kind="id")})
-STATE = {"examples": 24, "position": {"epoch": 0, "name": "dt=2026-11-20"}, "loss": 0.1}
+POSITION = Position(epoch=0, segment=1, batch=7, name="dt=2026-11-20", fingerprint="abc")
 
 
 def _checkpointer(folder: str) -> Checkpointer:
     run_dir = RunDir(folder)
-    return Checkpointer(run_dir, Checkpoint(), SCHEMA)
+    return Checkpointer(run_dir, Checkpoint())
 
 
 def _train_and_save(rank: int, world_size: int, folder: str) -> dict[str, Any]:
@@ -36,14 +38,15 @@ def _train_and_save(rank: int, world_size: int, folder: str) -> dict[str, Any]:
         trained = Sharded(sharding, seed=0)
         for step in range(3):
             trained.step(step)
+        state = CheckpointState(step=3, examples=24, position=POSITION, data_schema=SCHEMA, world_size=world_size)
         saved = checkpointer.save(
-            3, trained.tensors(), STATE, {f"bucket_{rank}": torch.arange(rank * 3), "rng": torch.tensor([rank])}
+            state, trained.tensors(), {f"bucket_{rank}": torch.arange(rank * 3), "rng": torch.tensor([rank])}
         )
         assert not rank or saved.path == checkpointer.latest()
         at_save = trained.gathered()
         trained.step(3)
         loaded = Sharded(sharding, seed=1)
-        assert checkpointer.load(saved.path, loaded.tensors()) == STATE
+        assert checkpointer.load(saved.path, loaded.tensors(), SCHEMA) == state
         after_load = loaded.gathered()
         loaded.step(3)
         found[sharding] = (at_save, after_load, trained.gathered(), loaded.gathered())
@@ -70,7 +73,8 @@ def _load(rank: int, world_size: int, folder: str) -> dict[str, Any]:
         assert pieces == [(0, "bucket_0", []), (1, "bucket_1", [0, 1, 2])]
         for loaded_as in ("row_wise", "table_wise"):
             model = Sharded(loaded_as, seed=2)
-            assert checkpointer.load(path, model.tensors()) == STATE
+            state = checkpointer.load(path, model.tensors(), SCHEMA)
+            assert (state.step, state.position, state.world_size) == (3, POSITION, 2)
             found[saved_as, loaded_as] = model.gathered()
     return found
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import JsonValue
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -31,12 +30,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Saved:
-    """A committed checkpoint. bytes: of all its files. seconds: the save took."""
+    """A committed checkpoint. bytes: of all its files, on rank 0. seconds: the save took. written: False where it was
+    there already."""
 
     path: Path
     step: int
     bytes: int
     seconds: float
+    written: bool = True
 
 
 @dataclass(frozen=True)
@@ -49,29 +50,24 @@ class Piece:
 
 
 class Checkpointer:
-    """schema: what the run's model reads; a checkpoint of another one is refused. process_group: of CPU tensors
-    (gloo); None = the default one, or none at all in a single process. clock: seconds, monotonic. last_step: the step
-    last saved or loaded here.
-    """
+    """process_group: of CPU tensors (gloo); None = the default one, or none at all in a single process. clock: seconds,
+    monotonic."""
 
     def __init__(
         self,
         run_dir: RunDir,
         config: Checkpoint,
-        schema: Schema,
         process_group: dist.ProcessGroup | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.run_dir = run_dir
         self.config = config
-        self.schema = schema
         self.group = process_group
         self.clock = clock
         self.rank = dist.get_rank(process_group) if dist.is_initialized() else 0
         self.world_size = dist.get_world_size(process_group) if dist.is_initialized() else 1
         self.last_step: int | None = None
         self._last_time = clock()
-        self._lineage: tuple[str, ...] = ()
 
     def due(self, step: int) -> bool:
         """Whether it is time to save after this step, by steps or by minutes. Ask rank 0 and let the ranks agree:
@@ -86,64 +82,52 @@ class Checkpointer:
         return None if self.last_step is None else self.clock() - self._last_time
 
     def save(
-        self,
-        step: int,
-        tensors: Mapping[str, Any],
-        state: Mapping[str, JsonValue],
-        pieces: Mapping[str, torch.Tensor] | None = None,
+        self, state: CheckpointState, tensors: Mapping[str, Any], pieces: Mapping[str, torch.Tensor] | None = None
     ) -> Saved:
-        """Collective. tensors: (nested) dicts of tensors, the same names on every rank; sharded ones where a rank has
-        a part.
-        state: the rest, as JSON; rank 0's counts. pieces: this rank's own tensors, of any shape.
+        """Collective. `tensors`: nested dicts of tensors, the same names on every rank (sharded ones where a rank has a
+        part). `pieces`: this rank's own tensors, of any shape.
 
-        The checkpoint is complete when this returns on rank 0; then older ones beyond `keep` go. Where `step` is
-        last_step, nothing is written. Raises CheckpointError on every rank if one cannot write.
+        The checkpoint is complete when this returns on rank 0; then older ones beyond `keep` go. Where this step is the
+        one last saved or loaded, nothing is written. Raises CheckpointError on every rank if one cannot write.
         """
-        path = self.run_dir.step_dir(step)
+        path = self.run_dir.step_dir(state.step)
         started = time.monotonic()
-        if step != self.last_step:
+        written = state.step != self.last_step
+        if written:
             flat = flatten(tensors) | flatten({PIECE: {f"{self.rank:05d}": dict(pieces or {})}})
-            record = CheckpointState(
-                step=step,
-                world_size=self.world_size,
-                data_schema=self.schema,
-                resumed_from=self._lineage,
-                state=dict(state),
-            )
-            writer = SafetensorsWriter(path, self.rank, step, record.model_dump_json(indent=2))
+            writer = SafetensorsWriter(path, self.rank, state.step, state.model_dump_json(indent=2))
             _raise_plainly(
                 lambda: state_dict_saver.save(
                     flat, storage_writer=writer, planner=save_planner(), process_group=self.group
                 )
             )
-            self._mark(step)
+            self._mark(state.step)
             if self.rank == 0:
-                self._prune(step)
+                self._prune(state.step)
         size = manifest.read_commit(path).total_bytes() if self.rank == 0 else 0
-        return Saved(path, step, size, time.monotonic() - started)
+        return Saved(path, state.step, size, time.monotonic() - started, written)
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint of the run."""
         return self.run_dir.latest()
 
-    def load(self, path: Path, tensors: Mapping[str, Any]) -> dict[str, JsonValue]:
-        """Collective. Fills `tensors` (as given to save) in place, under any world size and sharding; returns `state`.
+    def load(self, path: Path, tensors: Mapping[str, Any], schema: Schema | None = None) -> CheckpointState:
+        """Collective. Fills `tensors` (as given to save) in place, under any world size and sharding.
 
-        Raises CheckpointError on every rank: incomplete, changed since it was written, of another schema or model.
-        The tensors are then as they were, unless a file failed under the reading.
+        Raises CheckpointError on every rank: incomplete, changed since it was written, of another schema or model; the
+        tensors are then as they were, unless a file failed while it was read.
         """
-        record = read_state(path, manifest.read_commit(path), self.schema)
+        commit = manifest.read_commit(path)
+        state = read_state(path, commit, schema)
         flat = flatten(tensors)
         reader = SafetensorsReader(path, self.rank, self.world_size)
         planner = StrictLoadPlanner(str(path))
         _raise_plainly(
             lambda: state_dict_loader.load(flat, storage_reader=reader, planner=planner, process_group=self.group)
         )
-        here = path.parent.resolve() == self.run_dir.checkpoints.resolve()
-        self._lineage = (*record.resumed_from, path.name if here else str(path))
-        if here:
-            self._mark(record.step)
-        return dict(record.state)
+        if path.parent.resolve() == self.run_dir.checkpoints.resolve():
+            self._mark(state.step)
+        return state
 
     def read_pieces(self, path: Path, prefix: str = "") -> Iterator[Piece]:
         """Every rank's pieces whose name starts with `prefix`, by rank, then name. Not collective: take those that are

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, JsonValue
 
+from pipelines.batch import Position
 from pipelines.schema import Frozen, Schema
 from trainer.checkpoint import manifest
 from trainer.errors import CheckpointError
 
 
 class CheckpointState(Frozen):
-    """state.json. data_schema: what the model was trained on. world_size: of the run that saved. resumed_from: the
-    checkpoints it went on from, oldest first; a bare name is one of the same run directory. state: what the training
-    loop keeps (examples, data position, metrics, seed …).
+    """What a run needs, beside its tensors, to go on as if it had never stopped.
+
+    step: optimizer steps done (bad ones included). examples, rows: since the model's birth. position: the last global
+    batch done, None before the first. data_schema: what the model was trained on. seed, world_size: of the run that
+    saved. resumed_from: the checkpoints this run went on from, oldest first. extra: anything small and JSON that the
+    loop keeps.
     """
 
     format_version: int = manifest.FORMAT_VERSION
     step: int = Field(ge=0)
-    world_size: int = Field(default=1, gt=0)
+    examples: int = Field(default=0, ge=0)
+    rows: int = Field(default=0, ge=0)
+    position: Position | None = None
     data_schema: Schema
+    seed: int = 0
+    world_size: int = Field(default=1, gt=0)
+    bad_steps: int = Field(default=0, ge=0)
     resumed_from: tuple[str, ...] = ()
-    state: dict[str, JsonValue] = Field(default_factory=dict)
+    extra: Mapping[str, JsonValue] = Field(default_factory=dict)
 
 
 def read_state(path: Path, commit: manifest.Commit, schema: Schema | None = None) -> CheckpointState:
