@@ -71,6 +71,7 @@ class BatchStream(Iterator[Batch]):
         self._closed = True
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._pending.clear()
+        self._ready.clear()
         self._executor.close(self._rank)
 
     def __enter__(self) -> BatchStream:

@@ -14,21 +14,20 @@ from pipelines.payload import batches_of, carry_block, order_block
 from pipelines.stream import Job
 from pipelines.windows import Pass
 
-WINDOWS_A_DATASET = 512
-
 
 class RayExecutor:
     """Each window is read once by a Ray Data task, and every rank fetches its own block of it.
 
     name: of the feed's actor, the same at all ranks and new for each attempt of a run (a restarted worker must not meet the feed of the
     dead one). Every pass through `batches` has a feed of its own, named NAME-0, NAME-1 …: ranks begin passes in the same order.
-    num_cpus: of a read task. One thread a rank fetches; the reading is Ray's.
+    num_cpus: of a read task. One thread a rank fetches; the reading is Ray's. windows_a_dataset: a long run is planned in pieces.
     """
 
     threads = 1
 
-    def __init__(self, name: str, windows_ahead: int = 4, num_cpus: float = 1.0) -> None:
-        self.windows_ahead, self.num_cpus, self._name = windows_ahead, num_cpus, name
+    def __init__(self, name: str, windows_ahead: int = 4, num_cpus: float = 1.0, windows_a_dataset: int = 512) -> None:
+        self.windows_ahead, self._name = windows_ahead, name
+        self._num_cpus, self._windows_a_dataset = num_cpus, windows_a_dataset
         self._passes = itertools.count()
         self._feed: Any = None
 
@@ -42,7 +41,7 @@ class RayExecutor:
             num_cpus=0,
             placement_group_capture_child_tasks=False,  # reads use the whole cluster, not the trainers' share
         )
-        feed = self._feed = actor.remote(pass_, world_size, start, self.num_cpus)
+        feed = self._feed = actor.remote(pass_, world_size, start, self._num_cpus, self._windows_a_dataset)
         return (partial(_fetch, feed, index, rank) for index in itertools.count())
 
     def close(self, rank: int) -> None:
@@ -55,9 +54,11 @@ class RayExecutor:
 class WindowFeed:
     """The actor. Runs the pipeline as far as the ranks ask, and holds a window's blocks until each rank took its own."""
 
-    def __init__(self, pass_: Pass, world_size: int, start: Position | None, num_cpus: float) -> None:
+    def __init__(
+        self, pass_: Pass, world_size: int, start: Position | None, num_cpus: float, windows_a_dataset: int
+    ) -> None:
         self._world_size = world_size
-        self._blocks = _blocks(pass_, world_size, start, num_cpus)
+        self._blocks = _blocks(pass_, world_size, start, num_cpus, windows_a_dataset)
         self._error: BaseException | None = None
         self._waiting: dict[int, dict[int, Any]] = {}
         self._pulled = 0
@@ -119,9 +120,11 @@ def _fetch(feed: Any, index: int, rank: int) -> list[Batch] | None:
         raise root_cause(error) from None
 
 
-def _blocks(pass_: Pass, world_size: int, start: Position | None, num_cpus: float) -> Generator[Any]:
-    """References of the blocks, rank after rank, window after window. Datasets are made some hundred windows at a time, so that a
-    long run does not begin by planning to its end."""
+def _blocks(
+    pass_: Pass, world_size: int, start: Position | None, num_cpus: float, windows_a_dataset: int
+) -> Generator[Any]:
+    """References of the blocks, rank after rank, window after window. One Dataset after another, so that a long run
+    does not begin by planning to its end."""
     import ray.data  # noqa: PLC0415
 
     context = ray.data.DataContext.get_current()
@@ -131,7 +134,7 @@ def _blocks(pass_: Pass, world_size: int, start: Position | None, num_cpus: floa
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     windows = pass_.windows_from(start)
     arguments = {"schema": pass_.schema, "data": pass_.data, "world_size": world_size}
-    while orders := [order_block(window) for window in itertools.islice(windows, WINDOWS_A_DATASET)]:
+    while orders := [order_block(window) for window in itertools.islice(windows, windows_a_dataset)]:
         dataset = ray.data.from_blocks(orders).map_batches(
             carry_block, batch_size=None, batch_format="pyarrow", fn_kwargs=arguments, num_cpus=num_cpus
         )

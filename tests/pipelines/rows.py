@@ -60,7 +60,9 @@ def make_schema(**changes: Any) -> Schema:
 
 def make_history_schema(**changes: Any) -> Schema:
     """`history` supervision over `views`, with labels of its own."""
-    own = {n: c for n, c in COLUMNS.items() if c.get("group") != "candidates" and not n.startswith("b_") and n != "time"}
+    own = {
+        n: c for n, c in COLUMNS.items() if c.get("group") != "candidates" and not n.startswith("b_") and n != "time"
+    }
     own["v_item"] = {"role": "item", "kind": "id", "group": "history.views"}
     own["v_words"] = {"role": "item", "kind": "ids", "group": "history.views"}
     own["v_label"] = {"role": "label", "kind": "dense", "group": "history.views"}
