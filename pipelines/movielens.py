@@ -1,7 +1,7 @@
 """MovieLens-1M: the original GroupLens archive → an event log.
 
-The data may be used for research, may not be passed on, and GroupLens is to be acknowledged (F. M. Harper, J. A. Konstan,
-"The MovieLens Datasets", ACM TiiS 5(4), 2015): this reads the archive that the user has, and keeps no copy.
+The data may be used for research, may not be passed on, and GroupLens is to be acknowledged (F. M. Harper and
+J. A. Konstan, "The MovieLens Datasets", ACM TiiS 5(4), 2015): this reads the archive that the user has.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class MovielensReport:
         """For a person."""
         original = "the published archive" if self.md5_published else "not the archive that GroupLens publishes"
         return [
-            f"{self.events:,} ratings by {self.users:,} users of {self.movies:,} movies, {self.first_day}..{self.last_day} "
-            f"({self.seconds:.1f} s)",
+            f"{self.events:,} ratings by {self.users:,} users of {self.movies:,} movies, "
+            f"{self.first_day}..{self.last_day} ({self.seconds:.1f} s)",
             f"label rating > {LIKED}: {self.positive_rate:.4f} positive · md5 {self.md5}: {original}",
         ]
 
@@ -68,8 +68,9 @@ class MovielensReport:
 def write_log(zip_path: Path, out: Path) -> MovielensReport:
     """Writes `out/ratings.parquet`, one event a rating, in the archive's order, with the fields of its user and movie.
 
-    Columns: user_id, gender, age, occupation, zip, movie_id, title, genre (the whole genre string), year (of the title),
-    rating, label (rating > 3), timestamp (seconds). Raises DataError where the archive is not one, or `out` is not empty.
+    Columns: user_id, gender, age, occupation, zip, movie_id, title, genre (the whole genre string), year (of the
+    title), rating, label (rating > 3), timestamp (seconds). Raises DataError where the archive is not one, or `out` is
+    not empty.
     """
     started = time.perf_counter()
     tables, md5 = _read_archive(zip_path)
@@ -102,13 +103,15 @@ def _read_archive(zip_path: Path) -> tuple[dict[str, pa.Table], str]:
                 missing = [f"{table}.dat" for table in TABLES if f"{table}.dat" not in members]
                 if missing:
                     raise DataError(
-                        f"'{zip_path}' lacks {', '.join(missing)} → MovieLens-1M has users, movies and ratings → get ml-1m.zip"
+                        f"'{zip_path}' lacks {', '.join(missing)} → MovieLens-1M has all three tables → get ml-1m.zip"
                     )
                 return {name: _parse(archive, members[f"{name}.dat"], name) for name in TABLES}, md5
     except FileNotFoundError as error:
         raise DataError(f"'{zip_path}' does not exist → --zip names the original ml-1m.zip → correct it") from error
     except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise DataError(f"'{zip_path}' is no whole zip archive ({error}) → fetch ml-1m.zip again") from error
+        raise DataError(
+            f"'{zip_path}' is no whole zip archive ({error}) → the original is read as it is → fetch it again"
+        ) from error
 
 
 def _parse(archive: zipfile.ZipFile, member: str, table: str) -> pa.Table:
@@ -145,7 +148,8 @@ def _join(tables: dict[str, pa.Table], zip_path: Path) -> pa.Table:
         place = pc.index_in(ratings[key], tables[side][key].combine_chunks())
         if place.null_count:
             problems.append(
-                f"'{zip_path}': {place.null_count} ratings have a {key} that {side}.dat lacks → fetch ml-1m.zip again"
+                f"'{zip_path}': {place.null_count} ratings have a {key} that {side}.dat lacks → the tables belong together "
+                "→ fetch ml-1m.zip again"
             )
             continue
         events |= {name: tables[side][name].take(place) for name in TABLES[side] if name != key}
@@ -154,18 +158,6 @@ def _join(tables: dict[str, pa.Table], zip_path: Path) -> pa.Table:
     year = pc.struct_field(pc.extract_regex(events["title"], r"\((?P<year>\d{4})\)$"), "year")
     events["year"] = year.cast(pa.int32())
     events["label"] = pc.greater(ratings["rating"], np.int8(LIKED)).cast(pa.int8())
-    order = (
-        "user_id",
-        "gender",
-        "age",
-        "occupation",
-        "zip",
-        "movie_id",
-        "title",
-        "genre",
-        "year",
-        "rating",
-        "label",
-        "timestamp",
-    )
+    fields = [name for name in (*TABLES["users"], *TABLES["movies"], "year") if name in events]
+    order = (*fields, "rating", "label", "timestamp")
     return pa.table({name: events[name] for name in order})

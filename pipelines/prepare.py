@@ -114,7 +114,7 @@ def prepare(
 
 
 def build_partition(job: Job, partition: int, cuts: Sequence[Key]) -> dict[str, Any]:
-    """Writes the files of one partition. Returns {"short": examples too early to supervise, "segments": {folder: counts}}."""
+    """Writes the files of one partition. Returns {"short": examples left out, "segments": {folder: counts}}."""
     events = read_events(job, partition)
     segment_E = segment_codes(job, events, cuts)
     rows = make_rows(job, events, find_supervised(job, events), segment_E)

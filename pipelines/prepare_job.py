@@ -34,7 +34,7 @@ class Unit:
 class Job:
     """Picklable. log_schema: the log's columns that are read, each of the one type that unifies those of all files.
 
-    folder: where rows are written, seen by every node of the Ray cluster. shuffle: where events wait between the stages.
+    folder: where rows are written, seen by every node of the cluster. shuffle: where events wait between the stages.
     """
 
     schema: Schema
@@ -125,8 +125,8 @@ def _check_times(schema: Schema) -> Iterator[str]:
     for name, history in schema.histories.items():
         if history.time in schema.columns and source_of(schema, history.time) != expected:
             yield (
-                f"history '{name}' takes its time from '{source_of(schema, history.time)}', rows from '{expected}' → one "
-                f"log column orders all events → set source = '{expected}' for '{history.time}', others are action_time"
+                f"history '{name}' takes its time from '{source_of(schema, history.time)}', rows from '{expected}' → "
+                f"one log column orders all events → set source = '{expected}' for '{history.time}'"
             )
         if history.action_time and schema.ties == "order":
             yield f"history '{name}' has action_time with ties = 'order' → there the stated order decides → drop one"
@@ -154,8 +154,13 @@ def _find_log(log: str) -> list[str]:
         files = [path for path in found if is_file(path)]
         for folder in (path for path in found if path not in files):
             files += [path for path, _ in list_files(folder) if path.endswith(COLUMNAR_SUFFIXES)]
+    except FileNotFoundError:
+        files = []
     except (OSError, ValueError) as error:
-        raise DataError(f"data.prepare.log '{log}' cannot be listed: {error} → name a folder, glob or URI") from error
+        why = str(error).splitlines()[0]
+        raise DataError(
+            f"data.prepare.log '{log}' cannot be listed: {why} → a folder, glob or URI → correct it"
+        ) from error
     if not files:
         raise DataError(f"data.prepare.log '{log}' holds no Parquet files → events are read from Parquet → correct it")
     return sorted(files)

@@ -30,7 +30,8 @@ def ray_session(address: str, num_cpus: int | None) -> Iterator[None]:
         cpus = num_cpus or len(os.sched_getaffinity(0))
         log.info("starting an embedded Ray on %d cores, because none runs here", cpus)
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for name, level in (("ray.data", logging.WARNING), ("ray.data._internal.progress", logging.ERROR)):
+        logging.getLogger(name).setLevel(level)
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         yield

@@ -1,7 +1,7 @@
 """Request rows as positions in a partition's ordered events: whole arrays at a time, no Python per row.
 
-A list column is described by the events that may enter it and a slice of them per row; the values are gathered only when
-a row group is written. Shape suffixes: E events · R rows · F events that may enter a list, or supervised things ·
+A list column is described by the events that may enter it and a slice of them per row; values are gathered only when a
+row group is written. Shape suffixes: E events · R rows · F events that may enter a list, or supervised things ·
 N those of them with enough history · Q requests · V values of a list column.
 """
 
@@ -24,7 +24,7 @@ from pipelines.prepare_job import Job, source_of
 class Lists:
     """The list of row r is the events event_F[first_R[r]:end_R[r]].
 
-    context_R: how many of them, at the front, are not supervised. by_time: False where lists are still to be put in order.
+    context_R: how many of them, at the front, are not supervised. by_time: False where lists are yet to be ordered.
     """
 
     event_F: Int64
@@ -76,7 +76,7 @@ def find_supervised(job: Job, events: Events) -> Supervised:
 def make_rows(job: Job, events: Events, supervised: Supervised, segment_E: Int64) -> Rows:
     """Rows of all segments; a row's segment is that of its event."""
     chosen = np.flatnonzero(supervised.enough_F)
-    short = np.count_nonzero(~supervised.enough_F)
+    short = int(np.count_nonzero(~supervised.enough_F))
     if job.schema.supervision == "candidates":
         event_R = supervised.event_F[chosen]
         short = int((supervised.end_F - supervised.first_F)[~supervised.enough_F].sum())
