@@ -1,5 +1,5 @@
-"""One window from files to batches: read → decode → clocks, labels, unique ids → shuffle → cut → deal → collate. A pure function: both
-executors run it, wherever they like."""
+"""One window from files to batches: read → decode → clocks, labels, unique ids → shuffle → cut → deal → collate. A pure
+function: both executors run it, wherever they like."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def carry_window(
 ) -> dict[int, list[Batch]]:
     """{rank: its batch of each of the window's global batches}, for the ranks asked for.
 
-    A rank that is dealt no row gets a filler: the global batch's first row without weight. Raises DataError, naming file, row, column
-    and value of what is wrong, all columns at once.
+    A rank that is dealt no row gets a filler: the global batch's first row without weight. Raises DataError, naming
+    file, row, column and value of what is wrong, all columns at once.
     """
     arrays = load_window(window, schema, data)
     order = window.order()

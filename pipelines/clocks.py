@@ -25,7 +25,8 @@ class Kept:
 
 @dataclass(frozen=True)
 class Clocks:
-    """kept: {group: its positions used}; times, clocks, action_clocks: {history: int64 [P]}; of the request: int64 [R]."""
+    """kept: {group: its positions used}; times, clocks, action_clocks: {history: int64 [P]}; of the request: int64
+    [R]."""
 
     kept: dict[str, Kept]
     times: dict[str, Int64]
@@ -49,13 +50,13 @@ def read_clocks(rows: Rows, schema: Schema) -> tuple[Clocks, list[str]]:
     for name, history in schema.histories.items():
         known = rows.columns[history.action_time].values if history.action_time else times[name]
         if schema.ties == "order":
-            clocks[name] = _running_index(kept[f"history.{name}"].starts, rows.offsets[f"history.{name}"])
-            request_clock = kept[f"history.{name}"].lengths
-            known = (
-                _known_after(rows, kept, name, times[name], known, request_time)
-                if history.action_time
-                else clocks[name]
-            )
+            group = f"history.{name}"
+            clocks[name] = _running_index(kept[group].starts, rows.offsets[group])
+            request_clock = kept[group].lengths
+            if history.action_time:
+                known = _last_unknown(rows.offsets[group], kept[group].starts, times[name], known, request_time)
+            else:
+                known = clocks[name]
         action_clocks[name] = known
     return Clocks(kept, times, clocks, action_clocks, request_time, request_clock), problems
 
@@ -71,9 +72,11 @@ def request_ids(rows: Rows, schema: Schema, request_time: Int64) -> Int64:
 
 
 def hide_unknown_actions(rows: Rows, schema: Schema, clocks: Clocks) -> None:
-    """Overwrites the history actions that are not known at the request (action_clock ≥ request_clock): missing, or 0 where dense.
+    """Overwrites the history actions that are not known at the request (action_clock ≥ request_clock): missing, or 0
+    where dense.
 
-    For `candidates` supervision, where nothing but the request is predicted; `history` supervision hides them by clocks in the model.
+    For `candidates` supervision, where nothing but the request is predicted; `history` supervision hides them by clocks
+    in the model.
     """
     for name, spec in schema.columns.items():
         if spec.role != "action" or not spec.group.startswith("history."):
@@ -126,17 +129,15 @@ def _running_index(starts_R: Int64, offsets: Int64) -> Int64:
     return np.arange(offsets[-1]) - np.repeat(starts_R, np.diff(offsets))
 
 
-def _known_after(
-    rows: Rows, kept: dict[str, Kept], name: str, times_P: Int64, known_P: Int64, request_time_R: Int64
-) -> Int64:
-    """Action clocks under ties = "order" with an action time: index of the last event at which the action is still unknown.
+def _last_unknown(offsets: Int64, starts_R: Int64, times_P: Int64, known_P: Int64, request_time_R: Int64) -> Int64:
+    """Action clocks under ties = "order" with an action time: index of the last event at which the action is still
+    unknown.
 
     An action is known at an event when that one comes later in the order and not before the action's time.
     """
-    offsets = rows.offsets[f"history.{name}"]
     lengths_R = np.diff(offsets)
     count = len(times_P)
-    row_P = np.repeat(np.arange(rows.count), lengths_R)
+    row_P = np.repeat(np.arange(len(lengths_R)), lengths_R)
     merged = np.lexsort((np.repeat([0, 1], count), np.concatenate([known_P, times_P]), np.tile(row_P, 2)))
     is_event = merged >= count
     events_before = np.empty(2 * count, np.int64)
@@ -146,6 +147,6 @@ def _known_after(
     last_unknown_P = np.maximum(own_P, earlier_P - 1)
     late = known_P > request_time_R[row_P]
     last_unknown_P[late] = lengths_R[row_P[late]]
-    dropped_P = (kept[f"history.{name}"].starts - offsets[:-1])[row_P]
+    dropped_P = (starts_R - offsets[:-1])[row_P]
     action_clock_P: Int64 = last_unknown_P - dropped_P
     return action_clock_P

@@ -18,9 +18,10 @@ from pipelines.schema import INPUT_ROLES, TABLE_KINDS, Schema
 
 @dataclass(frozen=True)
 class WindowArrays:
-    """All a window's batches are gathered from. unique: {table: int64 [U of the window]}, ascending; codes: {column: int64 [D], place
-    of each id in its table's `unique`}; starts: {`ids` column: int64 [D] first value of each position}; labels, weights: {task: float32
-    [D of the supervised group]}; sampled, user, request: [R of the window]."""
+    """All a window's batches are gathered from. unique: {table: int64 [U of the window]}, ascending; codes: {column:
+    int64 [D], place of each id in its table's `unique`}; starts: {`ids` column: int64 [D] first value of each
+    position}; labels, weights: {task: float32 [D of the supervised group]}; sampled, user, request: [R of the
+    window]."""
 
     schema: Schema
     rows: Rows
@@ -129,7 +130,8 @@ def _gather_ids(window: WindowArrays, column: str, position_P: Int64) -> tuple[I
 
 
 def _renumber(codes_V: Int64, ids: Int64) -> tuple[Int64, Int64, Int64]:
-    """(ids that occur [U], ascending; place of each code among them [V]; occurrences [U]). A scatter table instead of a sort."""
+    """(ids that occur [U], ascending; place of each code among them [V]; occurrences [U]). A scatter table instead of a
+    sort."""
     present = np.zeros(len(ids), bool)
     present[codes_V] = True
     used_U = np.flatnonzero(present)

@@ -25,7 +25,8 @@ MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
 @dataclass(frozen=True)
 class Values:
-    """One column. values: int64 ids and bucket numbers [P] or (`ids`) [V], float32 [P] or (`vector`) [P, size], int64 µs [P].
+    """One column. values: int64 ids and bucket numbers [P] or (`ids`) [V], float32 [P] or (`vector`) [P, size], int64
+    µs [P].
     lengths: int64 [P], values per position of an `ids` column. null: bool [P], which positions hold no value."""
 
     values: Array
@@ -35,7 +36,8 @@ class Values:
 
 @dataclass
 class Rows:
-    """Decoded rows. offsets: {group: int64 [R + 1]}. files: path of each part, and the row it begins at, for error lines."""
+    """Decoded rows. offsets: {group: int64 [R + 1]}. paths: the row at which each part begins, and its
+    path, for error lines."""
 
     count: int
     columns: dict[str, Values]
@@ -55,7 +57,8 @@ class Rows:
 
 
 def decode_table(table: pa.Table, schema: Schema, path: str, file: int, row: Int64) -> tuple[Rows, list[str]]:
-    """The rows of one file's table, and what is wrong with them. Columns that the file lacks are filled by `complete`."""
+    """The rows of one file's table, and what is wrong with them. Columns that the file lacks are filled by
+    `complete`."""
     rows = Rows(len(table), {}, {}, np.full(len(table), file, np.int32), row, [(0, path)])
     problems: list[str] = []
     owner: dict[str, str] = {}
@@ -73,7 +76,8 @@ def decode_table(table: pa.Table, schema: Schema, path: str, file: int, row: Int
             if not np.array_equal(known, offsets):
                 at = int(np.flatnonzero(np.diff(known) != np.diff(offsets))[0])
                 problems.append(
-                    f"columns '{first}' and '{name}' hold lists of {np.diff(known)[at]} and {lengths_R[at]} in {rows.name(at)}"
+                    f"columns '{first}' and '{name}' hold lists of {np.diff(known)[at]} and {lengths_R[at]}"
+                    f" in {rows.name(at)}"
                     f" → lists of group {spec.group} have one length a row → fix the log, or the columns' groups"
                 )
                 continue
@@ -88,7 +92,8 @@ def decode_table(table: pa.Table, schema: Schema, path: str, file: int, row: Int
 
 
 def complete(rows: Rows, schema: Schema, evaluation: bool) -> None:
-    """Fills columns that the file lacks with their `default`, and in evaluation train_only columns with their `serve_as`."""
+    """Fills columns that the file lacks with their `default`, and in evaluation train_only columns with their
+    `serve_as`."""
     for group in {spec.group for spec in schema.columns.values() if spec.group} - set(rows.offsets):
         rows.offsets[group] = np.zeros(rows.count + 1, np.int64)
     for name, spec in read_columns(schema).items():

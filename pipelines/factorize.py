@@ -12,14 +12,14 @@ MULTIPLIERS = (0x9E3779B97F4A7C15, 0xD1B54A32D192ED03, 0xAEF17502108EF2D9, 0x8CB
 def factorize(ids_V: Int64) -> tuple[Int64, Int64]:
     """(unique ids [U], ascending; inverse [V] with unique[inverse] = ids). Equals np.unique(ids, return_inverse=True).
 
-    Ids are thrown into a table at a hash of theirs; whoever is read back speaks for all equal ids, and the others, which met a different
-    id there, are thrown again elsewhere. Only the unique ids are sorted.
+    Ids are thrown into a table at a hash of theirs; whoever is read back speaks for all equal ids, and the others,
+    which met a different id there, are thrown again elsewhere. Only the unique ids are sorted.
     """
     if not len(ids_V):
         return ids_V, np.zeros(0, np.int64)
     speaker_V = np.empty(len(ids_V), np.int64)
     pending = np.arange(len(ids_V))
-    bits = max(4, int(len(ids_V)).bit_length() + 1)
+    bits = max(4, len(ids_V).bit_length() + 1)
     table = np.empty(1 << bits, np.int64)
     for throw in range(2 * len(MULTIPLIERS)):
         left = ids_V if len(pending) == len(ids_V) else ids_V[pending]

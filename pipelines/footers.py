@@ -41,7 +41,8 @@ def read_footers(files: Iterable[str]) -> list[Footer]:
 
 
 def check_files(schema: Schema, segments: Iterable[Segment]) -> list[str]:
-    """Every way in which the files are not what the schema says, a line each; the same fault in many files is one line."""
+    """Every way in which the files are not what the schema says, a line each; the same fault in many files is one
+    line."""
     segments = list(segments)
     answers = iter(_read_all([file for segment in segments for file in segment.files]))
     problems: list[str] = []
@@ -52,7 +53,8 @@ def check_files(schema: Schema, segments: Iterable[Segment]) -> list[str]:
         readable = [answer for answer in footers if isinstance(answer, Footer)]
         if len(readable) == len(footers) and not sum(footer.rows for footer in readable):
             problems.append(
-                f"segment '{segment.name}' has no rows in its {len(footers)} files → segments hold rows → leave it out by data.segments"
+                f"segment '{segment.name}' has no rows in its {len(footers)} files → segments hold rows"
+                " → leave it out by data.segments"
             )
         for footer in readable:
             for fault in _faults(schema, footer.schema):
@@ -91,13 +93,15 @@ def _faults(schema: Schema, have: pa.Schema) -> list[str]:
         if index < 0:
             if spec.default is None:
                 found.append(
-                    f"column '{name}' is missing in FILES → the schema reads it → give it a `default`, or take it out of [schema.columns]"
+                    f"column '{name}' is missing in FILES → the schema reads it"
+                    " → give it a `default`, or take it out of [schema.columns]"
                 )
             continue
         why = _type_fault(spec, have.field(index).type)
         if why:
             found.append(
-                f"column '{name}' is {have.field(index).type} in FILES → {why} → fix its kind or group in the schema, or the files"
+                f"column '{name}' is {have.field(index).type} in FILES → {why}"
+                " → fix its kind or group in the schema, or the files"
             )
     return found
 

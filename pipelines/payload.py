@@ -1,4 +1,5 @@
-"""Batches between processes of one run: an Arrow block a rank, never a file. Imports pipelines, numpy and pyarrow only."""
+"""Batches between processes of one run: an Arrow block a rank, never a file. Imports pipelines, numpy and pyarrow
+only."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def batches_of(block: pa.Table, rank: int) -> list[Batch]:
 
 
 def pack(batches: list[Batch]) -> bytearray:
-    """[length of the frame][frame: pickle of (structure, buffer lengths)][aligned buffers], arrays out of band (pickle protocol 5)."""
+    """[length of the frame][frame: pickle of (structure, buffer lengths)][aligned buffers], arrays out of band (pickle
+    protocol 5)."""
     buffers: list[pickle.PickleBuffer] = []
     structure = pickle.dumps(batches, protocol=5, buffer_callback=buffers.append)
     views = [buffer.raw() for buffer in buffers]

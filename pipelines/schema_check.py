@@ -26,7 +26,10 @@ def _column(schema: Schema, name: str, column: Column) -> Iterator[str]:
     what = f"column '{name}'"
     kinds = KINDS_OF_ROLE[column.role]
     if column.kind not in kinds:
-        yield f"{what}: role {column.role}, kind {column.kind} → its kind is {' or '.join(kinds)} → change the kind or the role"
+        yield (
+            f"{what}: role {column.role}, kind {column.kind} → its kind is {' or '.join(kinds)}"
+            " → change the kind or the role"
+        )
     groups = ["candidates", *(f"history.{history}" for history in schema.histories)]
     if column.group and column.group not in groups:
         yield (
@@ -35,15 +38,24 @@ def _column(schema: Schema, name: str, column: Column) -> Iterator[str]:
         )
     yield from _kind(what, column)
     if column.role == "action" and not column.group.startswith("history."):
-        yield f"{what}: role action outside a history → an action is known only after its event → make it a label, or a key"
+        yield (
+            f"{what}: role action outside a history → an action is known only after its event"
+            " → make it a label, or a key"
+        )
     if column.role == "user" and column.group:
-        yield f"{what}: role user in group {column.group} → a user's fields are static → role context or item, or no group"
+        yield (
+            f"{what}: role user in group {column.group} → a user's fields are static"
+            " → role context or item, or no group"
+        )
     if column.role == "request" and column.group:
         yield f"{what}: role request in group {column.group} → a row is one request → take its group away"
     if column.train_only and column.serve_as is None:
         yield f"{what}: train_only without serve_as → evaluation and serving need a stated value → add serve_as"
     if column.serve_as is not None and not column.train_only:
-        yield f"{what}: serve_as without train_only → it replaces what only training knows → add train_only, or drop serve_as"
+        yield (
+            f"{what}: serve_as without train_only → it replaces what only training knows"
+            " → add train_only, or drop serve_as"
+        )
     for key, value in (("default", column.default), ("serve_as", column.serve_as)):
         if isinstance(value, str) and column.kind not in ("id", "ids"):
             yield f"{what}: {key} = '{value}' for kind {column.kind} → it is a number there → give a number"
@@ -57,10 +69,16 @@ def _kind(what: str, column: Column) -> Iterator[str]:
     if column.kind == "vector" and not column.size:
         yield f"{what}: vector without size → its length is fixed → add size"
     if column.kind != "vector" and column.size:
-        yield f"{what}: size = {column.size} for kind {column.kind} → only vectors have one → drop it, or make it a vector"
+        yield (
+            f"{what}: size = {column.size} for kind {column.kind} → only vectors have one"
+            " → drop it, or make it a vector"
+        )
     ascending = all(low < high for low, high in zip(column.boundaries, column.boundaries[1:], strict=False))
     if column.kind == "bucket" and not (column.boundaries and ascending):
-        yield f"{what}: boundaries {list(column.boundaries)} → a bucket is cut at ascending numbers → give them in order, each once"
+        yield (
+            f"{what}: boundaries {list(column.boundaries)} → a bucket is cut at ascending numbers"
+            " → give them in order, each once"
+        )
     if column.kind != "bucket" and column.boundaries:
         yield f"{what}: boundaries for kind {column.kind} → only buckets have them → drop them, or make it a bucket"
 
@@ -74,7 +92,10 @@ def _shares(schema: Schema, what: str, column: Column) -> Iterator[str]:
             " → name one of those, or drop it"
         )
     elif other.kind != column.kind:
-        yield f"{what} is {column.kind} and shares '{column.shares}', {other.kind} → the same thing has one kind → make them alike"
+        yield (
+            f"{what} is {column.kind} and shares '{column.shares}', {other.kind} → the same thing has one kind"
+            " → make them alike"
+        )
     elif other.shares:
         yield f"{what}: shares '{column.shares}', which shares '{other.shares}' → name the candidate column itself"
 
@@ -89,7 +110,10 @@ def _tables(schema: Schema) -> Iterator[str]:
     for name, column in schema.columns.items():
         if column.role not in INPUT_ROLES or column.kind not in TABLE_KINDS:
             if column.table:
-                yield f"column '{name}': table '{column.table}' for role {column.role}, kind {column.kind} → only inputs of ids have a table → drop it"
+                yield (
+                    f"column '{name}': table '{column.table}' for role {column.role}, kind {column.kind}"
+                    " → only inputs of ids have a table → drop it"
+                )
         elif not column.shares or _is_plain(schema, column.shares):
             tables.setdefault(schema.table_of(name), []).append(name)
     for table, columns in tables.items():
@@ -98,7 +122,8 @@ def _tables(schema: Schema) -> Iterator[str]:
         }
         if len(buckets) > 1:
             yield (
-                f"table '{table}' is shared by {columns} → bucket numbers and ids do not mix, and buckets share their boundaries"
+                f"table '{table}' is shared by {columns}"
+                " → bucket numbers and ids do not mix, and buckets share their boundaries"
                 " → give the columns tables of their own"
             )
 
@@ -112,7 +137,10 @@ def _user(schema: Schema) -> Iterator[str]:
     if column is None:
         yield f"schema.user = '{schema.user}' → names the column of the user → name one of [schema.columns]"
     elif column.kind != "id" or column.group:
-        yield f"schema.user = '{schema.user}' is {column.kind}{' in ' + column.group if column.group else ''} → the user is a static id → name such a column"
+        yield (
+            f"schema.user = '{schema.user}' is {column.kind}{' in ' + column.group if column.group else ''}"
+            " → the user is a static id → name such a column"
+        )
     for role in ("time", "request"):
         static = [name for name, c in schema.static().items() if c.role == role]
         if len(static) > 1:
@@ -131,22 +159,37 @@ def _histories(schema: Schema) -> Iterator[str]:
                     f" → name a column of role time and group history.{name}"
                 )
     if schema.ties == "order" and len(schema.histories) > 1:
-        yield f"ties = 'order' with histories {list(schema.histories)} → an order is of one list → keep one history, or ties = 'exclude'"
+        yield (
+            f"ties = 'order' with histories {list(schema.histories)} → an order is of one list"
+            " → keep one history, or ties = 'exclude'"
+        )
 
 
 def _supervision(schema: Schema) -> Iterator[str]:
     if schema.supervision == "candidates":
         if not schema.candidates():
-            yield "supervision = 'candidates' and no column of group candidates → labels are lists of it → add them, or supervision = 'history'"
+            yield (
+                "supervision = 'candidates' and no column of group candidates → labels are lists of it"
+                " → add them, or supervision = 'history'"
+            )
         if schema.column_with_role("time") is None:
             yield "supervision = 'candidates' and no static column of role time → a request has its time → add it"
         if schema.supervised_history:
-            yield f"supervised_history = '{schema.supervised_history}' with supervision = 'candidates' → it is for 'history' → drop it"
+            yield (
+                f"supervised_history = '{schema.supervised_history}' with supervision = 'candidates'"
+                " → it is for 'history' → drop it"
+            )
         return
     if schema.supervised_history not in schema.histories:
-        yield f"supervised_history = '{schema.supervised_history}' → supervision = 'history' predicts a history's events → name one of {list(schema.histories)}"
+        yield (
+            f"supervised_history = '{schema.supervised_history}'"
+            f" → supervision = 'history' predicts a history's events → name one of {list(schema.histories)}"
+        )
     if schema.candidates():
-        yield f"columns {list(schema.candidates())} of group candidates → supervision = 'history' has none → drop them, or supervision = 'candidates'"
+        yield (
+            f"columns {list(schema.candidates())} of group candidates → supervision = 'history' has none"
+            " → drop them, or supervision = 'candidates'"
+        )
 
 
 def _tasks(schema: Schema) -> Iterator[str]:
@@ -164,12 +207,18 @@ def _tasks(schema: Schema) -> Iterator[str]:
             column = schema.columns.get(wanted)
             if wanted and (column is None or column.role != role or column.group != group):
                 found = "no such column" if column is None else f"role {column.role}, group '{column.group}'"
-                yield f"task '{name}': {key} = '{wanted}' ({found}) → it is a column of role {role} in group {group} → name one, or correct that"
+                yield (
+                    f"task '{name}': {key} = '{wanted}' ({found}) → it is a column of role {role} in group {group}"
+                    " → name one, or correct that"
+                )
         strangers = [other for other in task.product_of if other not in schema.tasks]
         if strangers:
             yield f"task '{name}': product_of names {strangers} → factors are tasks: {list(schema.tasks)} → correct it"
         elif name in _factors(schema, name):
-            yield f"task '{name}': product_of leads back to itself → a product has other tasks as factors → break the circle"
+            yield (
+                f"task '{name}': product_of leads back to itself → a product has other tasks as factors"
+                " → break the circle"
+            )
 
 
 def _factors(schema: Schema, name: str) -> set[str]:

@@ -19,7 +19,8 @@ GLOB = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class Segment:
-    """A partition of the rows. name: its hive value, or "all" for a whole path. files: sorted; local paths or URIs (pipelines.storage)."""
+    """A partition of the rows. name: its hive value, or "all" for a whole path. files: sorted; local paths or URIs
+    (pipelines.storage)."""
 
     name: str
     files: tuple[str, ...]
@@ -46,7 +47,8 @@ def find_segments(data: Data) -> SegmentList:
         train = [name for name in names if name not in held_out]
     if not train:
         raise DataError(
-            f"data.eval_segments = '{data.eval_segments}' → leaves no segment of {names} to train on → name data.segments"
+            f"data.eval_segments = '{data.eval_segments}' → leaves no segment of {names} to train on"
+            " → name data.segments"
         )
     overlap = [name for name in train if name in held_out]
     if overlap:
@@ -58,7 +60,8 @@ def find_segments(data: Data) -> SegmentList:
 
 
 def list_segments(rows: str) -> list[Segment]:
-    """All segments of a file, folder, glob ("*", "?" and "[]" inside one path component) or URI. Raises DataError when there is none."""
+    """All segments of a file, folder, glob ("*", "?" and "[]" inside one path component) or URI. Raises DataError when
+    there is none."""
     try:
         files = _find_files(rows)
     except (FileNotFoundError, NotADirectoryError):
@@ -69,7 +72,8 @@ def list_segments(rows: str) -> list[Segment]:
         ) from error
     if not files:
         raise DataError(
-            f"data.rows = '{rows}' → no Parquet file (*{', *'.join(COLUMNAR_SUFFIXES)}) there → check the path, or make rows with `data prepare`"
+            f"data.rows = '{rows}' → no Parquet file (*{', *'.join(COLUMNAR_SUFFIXES)}) there"
+            " → check the path, or make rows with `data prepare`"
         )
     hive = [HIVE.match(relative) for _, relative in files]
     if not any(hive):
@@ -79,7 +83,8 @@ def list_segments(rows: str) -> list[Segment]:
     for (path, relative), match in zip(files, hive, strict=True):
         if match is None:
             raise DataError(
-                f"'{path}' lies beside hive folders of '{rows}' → a file is in one segment → move it into a key=value folder"
+                f"'{path}' lies beside hive folders of '{rows}' → a file is in one segment"
+                " → move it into a key=value folder"
             )
         groups.setdefault(match["value"], []).append(path)
         folders.setdefault(match["value"], set()).add(relative.split("/")[0])

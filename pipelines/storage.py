@@ -12,7 +12,8 @@ COLUMNAR_SUFFIXES = (".parquet", ".parq", ".pq")
 
 
 def resolve(path: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI (s3://, gs://, hdfs://, file://), and the path in it. Raises ValueError for an unknown scheme."""
+    """The file system of a path or URI (s3://, gs://, hdfs://, file://), and the path in it. Raises ValueError for an
+    unknown scheme."""
     if "://" not in path:
         return fs.LocalFileSystem(), path
     base, query = _split_uri(path)

@@ -1,4 +1,5 @@
-"""The trainer's one iterator of batches, from a position on; two executors carry the windows, the same batches bit for bit."""
+"""The trainer's one iterator of batches, from a position on; two executors carry the windows, the same batches bit for
+bit."""
 
 from __future__ import annotations
 
@@ -35,8 +36,8 @@ class Executor(Protocol):
 
 
 class BatchStream(Iterator[Batch]):
-    """Batches of one rank. Windows are fetched ahead from the first moment; an error in one is raised where its batches would be.
-    `close` (also at the end of a `with`) stops the fetching."""
+    """Batches of one rank. Windows are fetched ahead from the first moment; an error in one is raised where its batches
+    would be. `close` (also at the end of a `with`) stops the fetching."""
 
     def __init__(self, jobs: Iterator[Job], executor: Executor, rank: int, skip: int) -> None:
         self._jobs, self._executor, self._rank, self._skip = jobs, executor, rank, skip
@@ -105,7 +106,8 @@ def batches(pass_: Pass, world_size: int, rank: int, start: Position | None, exe
 
 
 class ThreadExecutor:
-    """Threads of this process. Every rank reads the windows that it has a part of, that is all: right for one or a few processes."""
+    """Threads of this process. Every rank reads the windows that it has a part of, that is all: right for one or a few
+    processes."""
 
     def __init__(self, windows_ahead: int = 4, threads: int = 0) -> None:
         self.windows_ahead = windows_ahead

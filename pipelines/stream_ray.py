@@ -18,9 +18,11 @@ from pipelines.windows import Pass
 class RayExecutor:
     """Each window is read once by a Ray Data task, and every rank fetches its own block of it.
 
-    name: of the feed's actor, the same at all ranks and new for each attempt of a run (a restarted worker must not meet the feed of the
-    dead one). Every pass through `batches` has a feed of its own, named NAME-0, NAME-1 …: ranks begin passes in the same order.
-    num_cpus: of a read task. One thread a rank fetches; the reading is Ray's. windows_a_dataset: a long run is planned in pieces.
+    name: of the feed's actor, the same at all ranks and new for each attempt of a run (a restarted worker must not meet
+    the feed of the dead one). Every pass through `batches` has a feed of its own, named NAME-0, NAME-1 …: ranks begin
+    passes in the same order.
+    num_cpus: of a read task. One thread a rank fetches; the reading is Ray's. windows_a_dataset: a long run is planned
+    in pieces.
     """
 
     threads = 1
@@ -52,7 +54,8 @@ class RayExecutor:
 
 
 class WindowFeed:
-    """The actor. Runs the pipeline as far as the ranks ask, and holds a window's blocks until each rank took its own."""
+    """The actor. Runs the pipeline as far as the ranks ask, and holds a window's blocks until each rank took its
+    own."""
 
     def __init__(
         self, pass_: Pass, world_size: int, start: Position | None, num_cpus: float, windows_a_dataset: int
@@ -131,7 +134,8 @@ def _blocks(
     context.execution_options.preserve_order = True
     context.target_max_block_size = 1  # every block a task yields stays one of its own: one a rank
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for name in ("ray.data", "ray.data._internal.progress"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # one line a Dataset, at warning level
     windows = pass_.windows_from(start)
     arguments = {"schema": pass_.schema, "data": pass_.data, "world_size": world_size}
     while orders := [order_block(window) for window in itertools.islice(windows, windows_a_dataset)]:

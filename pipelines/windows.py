@@ -1,10 +1,11 @@
-"""The plan of a run's order, made from footers alone: which rows form which window and which global batches, before any row is read.
+"""The plan of a run's order, made from footers alone: which rows form which window and which global batches, before any
+row is read.
 
-The row groups of a segment, in file order (`data.order = "time"`) or permuted by (seed, epoch, segment) (`"shuffle"`), make one long
-sequence of rows. A window is a stretch of it of window_batches · global_batch rows; the last of a segment may be shorter. Its rows are
-shuffled by (seed, epoch, segment, window) and cut into global batches. Under "shuffle" the windows of all segments are then permuted by
-(seed, epoch). Nothing here depends on the world size. Segments enter by name, never by their number: a run over one day and then
-another has the order of a run over both.
+The row groups of a segment, in file order (`data.order = "time"`) or permuted by (seed, epoch, segment) (`"shuffle"`),
+make one long sequence of rows. A window is a stretch of it of window_batches · global_batch rows; the last of a segment
+may be shorter. Its rows are shuffled by (seed, epoch, segment, window) and cut into global batches. Under "shuffle" the
+windows of all segments are then permuted by (seed, epoch). Nothing here depends on the world size. Segments enter by
+name, never by their number: a run over one day and then another has the order of a run over both.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from pipelines.segments import Segment
 
 @dataclass(frozen=True)
 class Stretch:
-    """Rows first … last − 1 of a row group. file: index in the segment's files. start: row in the file of the row group's first row."""
+    """Rows first … last − 1 of a row group. file: index in the segment's files. start: row in the file of the row
+    group's first row."""
 
     file: int
     path: str
@@ -39,8 +41,8 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Window:
-    """The picklable order for one window. index: in its segment. shuffle_seed: None = rows stay in order. evaluation: train_only columns
-    read as their `serve_as`."""
+    """The picklable order for one window. index: in its segment. shuffle_seed: None = rows stay in order. evaluation:
+    train_only columns read as their `serve_as`."""
 
     epoch: int
     segment: int
@@ -69,8 +71,8 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class SegmentPlan:
-    """One segment in one epoch. files: what `Batch.file` counts. groups_G4: int64 [row groups in reading order, (file, row group, start
-    row in the file, rows)]. ends_G: rows up to each group's end. Windows are made when asked for."""
+    """One segment in one epoch. files: what `Batch.file` counts. groups_G4: int64 [row groups in reading order, (file,
+    row group, start row in the file, rows)]. ends_G: rows up to each group's end. Windows are made when asked for."""
 
     epoch: int
     segment: int
@@ -118,8 +120,8 @@ class SegmentPlan:
         rows = end - index * self.window_rows
         first_batch = index * (self.window_rows // self.global_batch)
         return Window(
-            self.epoch, self.segment, self.name, self.fingerprint, index, first_batch, self.global_batch, rows, seed, not self.shuffle,
-            tuple(stretches),
+            self.epoch, self.segment, self.name, self.fingerprint, index, first_batch, self.global_batch, rows, seed,
+            not self.shuffle, tuple(stretches),
         )  # fmt: skip
 
 
@@ -128,11 +130,13 @@ def plan_segment(
     data: Data,
     seed: int,
     epoch: int,
+    *,
     index: int = 0,
     shuffle: bool = True,
     footers: Sequence[Footer] | None = None,
 ) -> SegmentPlan:
-    """The plan of one segment. index: its place in the run's list. shuffle: False for evaluation. Raises DataError (footers)."""
+    """The plan of one segment. index: its place in the run's list. shuffle: False for evaluation. Raises DataError
+    (footers)."""
     footers = read_footers(segment.files) if footers is None else footers
     groups_G4 = _row_groups(footers)
     if shuffle and data.order == "shuffle":
@@ -153,7 +157,8 @@ def plan_segment(
 
 
 def fingerprint(footers: Sequence[Footer]) -> str:
-    """Of what decides a segment's plan: its files' names below their common folder, sizes, row groups' rows and number of columns."""
+    """Of what decides a segment's plan: its files' names below their common folder, sizes, row groups' rows and number
+    of columns."""
     folder = posixpath.commonpath([posixpath.dirname(footer.path) for footer in footers]) if footers else ""
     digest = hashlib.sha256()
     for footer in footers:
@@ -191,7 +196,9 @@ class Pass:
         chosen = self.segments[segment]
         if segment not in self._footers:
             self._footers[segment] = read_footers(chosen.files)
-        return plan_segment(chosen, self.data, self.seed, epoch, segment, self.shuffle, self._footers[segment])
+        return plan_segment(
+            chosen, self.data, self.seed, epoch, index=segment, shuffle=self.shuffle, footers=self._footers[segment]
+        )
 
     def total_rows(self) -> int:
         """Over all epochs. Reads every footer."""
@@ -202,7 +209,8 @@ class Pass:
         return self.epochs * sum(self.plan(0, s).global_batches for s in range(len(self.segments)))
 
     def windows_from(self, position: Position | None = None) -> Iterator[Window]:
-        """Windows in order, from the one that holds the position's batch. Raises DataError when the data are not the position's."""
+        """Windows in order, from the one that holds the position's batch. Raises DataError when the data are not the
+        position's."""
         start = None if position is None else self._locate(position)
         for epoch in range(0 if position is None else position.epoch, self.epochs):
             windows = (
@@ -228,17 +236,20 @@ class Pass:
         segment = next((i for i, s in enumerate(self.segments) if s.name == position.name), None)
         if segment is None:
             raise DataError(
-                f"the position is in segment '{position.name}' → the run's segments must hold it → add it to data.segments"
+                f"the position is in segment '{position.name}' → the run's segments must hold it"
+                " → add it to data.segments"
             )
         plan = self.plan(position.epoch, segment)
         if plan.fingerprint != position.fingerprint:
             raise DataError(
-                f"segment '{position.name}' has fingerprint {plan.fingerprint}, the position {position.fingerprint} → a segment's files"
-                " may not change under a run → restore them, or start a new run from its weights (--init-from)"
+                f"segment '{position.name}' has fingerprint {plan.fingerprint}, the position {position.fingerprint}"
+                " → a segment's files may not change under a run"
+                " → restore them, or start a new run from its weights (--init-from)"
             )
         if position.epoch >= self.epochs or position.batch >= plan.global_batches:
             raise DataError(
-                f"epoch {position.epoch}, batch {position.batch} of segment '{position.name}' → the run has {self.epochs} epochs and"
+                f"epoch {position.epoch}, batch {position.batch} of segment '{position.name}'"
+                f" → the run has {self.epochs} epochs and"
                 f" {plan.global_batches} batches there → keep data.epochs and data.global_batch as they were"
             )
         return segment, position.batch // self.data.window_batches

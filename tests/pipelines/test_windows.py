@@ -117,7 +117,7 @@ def test_footers_are_read_lazily_segment_by_segment(folder: Path, tmp_path: Path
     windows = pass_.windows_from()
     next(windows)
     shutil.rmtree(copy / "dt=3")
-    with pytest.raises(DataError, match="dt=3/part-0.parquet' does not exist"):
+    with pytest.raises(DataError, match=r"dt=3/part-0.parquet' does not exist"):
         list(windows)
 
 
