@@ -17,13 +17,12 @@ import torch
 import torch.nn.functional as F
 
 from model.cone import needed_tokens
-from model.mask import Sight, sight, visible
+from model.mask import PADDING_SIGHT, sight, visible
 from model.stream import Stream
-from model.timeline import exclusive_cumsum
+from model.timeline import chosen, exclusive_cumsum
 
 _ROWS_PER_STRETCH = 8
 _MAX_STRETCHES = 8
-_PAD = torch.iinfo(torch.int64).max
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,11 @@ class Padding:
     width: int
     slots: torch.Tensor | None
 
-    def pad(self, x_AD: torch.Tensor, fill: float = 0) -> torch.Tensor:
-        """[A, …] → [b, width, …]."""
+    def pad(self, x_AD: torch.Tensor, fill: tuple[int, ...] = (0,)) -> torch.Tensor:
+        """[A, …] → [b, width, …], `fill` where no token is."""
         part = x_AD[self.first : self.last]
         if self.slots is not None:
-            empty = part.new_full((self.rows * self.width, *part.shape[1:]), fill)
+            empty = part.new_tensor(fill).expand(self.rows * self.width, *part.shape[1:])
             part = empty.index_copy(0, self.slots, part)
         return part.reshape(self.rows, self.width, *part.shape[1:])
 
@@ -69,13 +68,6 @@ class Layout:
     stretches: tuple[Stretch, ...]
 
 
-def _select(values: Sight, index: torch.Tensor | None) -> Sight:
-    if index is None:
-        return values
-    chosen = (values.order, values.first, values.last, values.clock, values.known)
-    return Sight(*(value.index_select(0, index) for value in chosen))
-
-
 def _paddings(row_A: torch.Tensor, num_rows: int) -> list[Padding]:
     """Cuts rows into stretches of equal row counts. One wait for the device."""
     count = max(1, min(_MAX_STRETCHES, num_rows // _ROWS_PER_STRETCH))
@@ -85,53 +77,29 @@ def _paddings(row_A: torch.Tensor, num_rows: int) -> list[Padding]:
     )
     starts_R = exclusive_cumsum(counts_R)
     slot_A = torch.arange(row_A.shape[0], device=row_A.device) - starts_R.index_select(0, row_A)
-    stretches = list(pairwise(borders))
-    sizes = torch.stack([torch.stack([counts_R[a:b].sum(), counts_R[a:b].max()]) for a, b in stretches]).tolist()
+    counts = counts_R.tolist()
     paddings, first = [], 0
-    for (row, end), (tokens, longest) in zip(stretches, sizes, strict=True):
-        width, part = max(1, longest), slice(first, first + tokens)
+    for row, end in pairwise(borders):
+        tokens, width = sum(counts[row:end]), max(1, *counts[row:end])
+        part = slice(first, first + tokens)
         slots = None if tokens == (end - row) * width else (row_A[part] - row) * width + slot_A[part]
         paddings.append(Padding(first, first + tokens, end - row, width, slots))
         first += tokens
     return paddings
 
 
-def _padded_sight(padding: Padding, values: Sight) -> Sight:
-    """Empty places see everything and are seen by no token: no mass goes to padding, and no row of a softmax is
-    empty."""
-    return Sight(
-        order=padding.pad(values.order, _PAD),
-        first=padding.pad(values.first, 0),
-        last=padding.pad(values.last, _PAD),
-        clock=padding.pad(values.clock, _PAD),
-        known=padding.pad(values.known, 0),
-    )
-
-
 def _layout(
-    stream: Stream,
-    window: int | None,
-    taken_N: torch.Tensor | None,
-    put_N: torch.Tensor | None,
-    shared: list[Padding] | None,
+    stream: Stream, window: int | None, taken_A: torch.Tensor | None, put_Q: torch.Tensor | None, keys: list[Padding]
 ) -> Layout:
-    """`shared`: the paddings of the tokens taken in, where the layer below has made them already."""
-    taken_A = None if taken_N is None else taken_N.nonzero().squeeze(1)
-    put_Q = None if put_N is None else put_N.nonzero().squeeze(1)
-    queries_A = put_Q
-    if taken_N is not None and put_N is not None:
-        queries_A = put_N.index_select(0, taken_N.nonzero().squeeze(1)).nonzero().squeeze(1)
-
-    def rows(index: torch.Tensor | None) -> torch.Tensor:
-        return stream.row_N if index is None else stream.row_N.index_select(0, index)
-
-    everything = sight(stream, window)
-    keys, queries = _select(everything, taken_A), _select(everything, put_Q)
-    key_paddings = shared or _paddings(rows(taken_A), stream.num_rows)
-    query_paddings = key_paddings if queries_A is None else _paddings(rows(put_Q), stream.num_rows)
+    """taken_A, put_Q: the tokens taken in and put out (index into N, None for all); `keys`: the paddings of those taken
+    in."""
+    queries_A = put_Q if taken_A is None or put_Q is None else torch.searchsorted(taken_A, put_Q)
+    queries = keys if queries_A is None else _paddings(chosen(stream.row_N, put_Q), stream.num_rows)
+    sight_N5 = sight(stream, window)
+    sight_A5, sight_Q5 = chosen(sight_N5, taken_A), chosen(sight_N5, put_Q)
     stretches = []
-    for for_queries, for_keys in zip(query_paddings, key_paddings, strict=True):
-        seen_bqt = visible(_padded_sight(for_queries, queries), _padded_sight(for_keys, keys))
+    for for_queries, for_keys in zip(queries, keys, strict=True):
+        seen_bqt = visible(for_queries.pad(sight_Q5, PADDING_SIGHT), for_keys.pad(sight_A5, PADDING_SIGHT))
         stretches.append(Stretch(for_queries, for_keys, seen_bqt.unsqueeze(1)))
     return Layout(queries_A, tuple(stretches))
 
@@ -140,15 +108,15 @@ def make_layouts(stream: Stream, windows: Sequence[int | None]) -> tuple[torch.T
     """What the lowest layer takes in (index into N, None for all), and each layer's layout, bottom up. Layers alike
     share one."""
     chain = needed_tokens(stream, windows)
+    keys = _paddings(chosen(stream.row_N, chain[0]), stream.num_rows)
     layouts: list[Layout] = []
-    for level, window in enumerate(windows):
-        taken_N, put_N = chain[level], chain[level + 1]
-        if level and window is None and taken_N is None and put_N is None:
+    for level, (window, taken_A, put_Q) in enumerate(zip(windows, chain, chain[1:], strict=False)):
+        if level and window is None and taken_A is None and put_Q is None:
             layouts.append(layouts[-1])
-            continue
-        shared = [stretch.queries for stretch in layouts[-1].stretches] if layouts else None
-        layouts.append(_layout(stream, window, taken_N, put_N, shared))
-    return (None if chain[0] is None else chain[0].nonzero().squeeze(1)), layouts
+        else:
+            layouts.append(_layout(stream, window, taken_A, put_Q, keys))
+        keys = [stretch.queries for stretch in layouts[-1].stretches]
+    return chain[0], layouts
 
 
 def attend(query_QHh: torch.Tensor, key_AHh: torch.Tensor, value_AHh: torch.Tensor, layout: Layout) -> torch.Tensor:

@@ -15,7 +15,7 @@ from torch import nn
 
 from model.attention import Layout, attend
 from model.config import Model
-from model.rope import Rotation, rotate
+from model.rope import rotate
 
 NORM_EPS = 1e-6
 
@@ -62,7 +62,9 @@ class Block(nn.Module):
         if self.gate is not None and self.gate.bias is not None:
             nn.init.zeros_(self.gate.bias)
 
-    def forward(self, x_AD: torch.Tensor, layout: Layout, rotation_A: Rotation, rotation_Q: Rotation) -> torch.Tensor:
+    def forward(
+        self, x_AD: torch.Tensor, layout: Layout, rotation_A: torch.Tensor, rotation_Q: torch.Tensor
+    ) -> torch.Tensor:
         normed_AD = self.attention_norm(x_AD)
         x_QD, normed_QD = x_AD, normed_AD
         if layout.queries_A is not None:

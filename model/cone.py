@@ -17,8 +17,8 @@ from model.stream import Stream
 
 
 def needed_tokens(stream: Stream, windows: Sequence[int | None]) -> list[torch.Tensor | None]:
-    """One entry a layer and one more: entry l is what layer l takes in, the last what the top layer puts out; bool
-    [N], None for all tokens.
+    """One entry a layer and one more: entry l is what layer l takes in, the last what the top layer puts out; index
+    into N, ascending, or None for all tokens.
 
     windows: bottom up, None for a full layer; full layers lie below sliding ones.
     """
@@ -38,4 +38,4 @@ def needed_tokens(stream: Stream, windows: Sequence[int | None]) -> list[torch.T
             continue
         lowest_N = lowest_N - (window - 1)
         chain.append((stream.order_N >= lowest_N) & outside_N)
-    return chain[::-1]
+    return [None if tokens_N is None else tokens_N.nonzero().squeeze(1) for tokens_N in reversed(chain)]

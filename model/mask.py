@@ -10,42 +10,36 @@ States and candidates are always known to whoever may look back at them; an acti
 own. With clocks that never fall along a row, what a token has gathered in one layer was known to all who see it in
 the next.
 
-Shape suffixes: N tokens of the stream · [..., Q] and [..., T] any tokens as queries and as keys.
+Shape suffixes: N tokens of the stream · [..., Q] and [..., T] any tokens as queries and as keys · 5 columns of a sight.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 
 from model.stream import Stream
 
-
-@dataclass(frozen=True)
-class Sight:
-    """Int64 of one shape: of queries `order`, `first`, `last`, `clock` are read, of keys `order` and `known`."""
-
-    order: torch.Tensor
-    first: torch.Tensor
-    last: torch.Tensor
-    clock: torch.Tensor
-    known: torch.Tensor
+_LAST_PLACE = torch.iinfo(torch.int64).max
+# order, first, last, clock, known of a place that holds no token: as a query it sees all, so that no softmax is empty;
+# as a key it is seen by no token, so that no mass goes to padding.
+PADDING_SIGHT = (_LAST_PLACE, 0, _LAST_PLACE, _LAST_PLACE, 0)
 
 
-def sight(stream: Stream, window: int | None) -> Sight:
-    """[N] each: what every token of the stream sees in a layer of this window (None: full)."""
+def sight(stream: Stream, window: int | None) -> torch.Tensor:
+    """int64 [N, 5], what every token sees and shows in a layer of this window (None: full): order, first, last,
+    clock, known. One tensor, so that it is padded in one go."""
     first_N = torch.zeros_like(stream.order_N)
     if window is not None:
         outside_N = stream.order_N >= stream.num_fields
         first_N = stream.index_N - window + 1
         first_N = first_N.clamp(min=stream.num_fields).where(outside_N, first_N)
-    return Sight(stream.order_N, first_N, stream.last_N, stream.clock_N, stream.known_N)
+    return torch.stack([stream.order_N, first_N, stream.last_N, stream.clock_N, stream.known_N], dim=1)
 
 
-def visible(queries: Sight, keys: Sight) -> torch.Tensor:
-    """bool [..., Q, T]: query may look at key, both of the same row. `queries` hold [..., Q], `keys` [..., T]."""
-    order_T, order_Q = keys.order.unsqueeze(-2), queries.order.unsqueeze(-1)
-    seen_QT = (order_T >= queries.first.unsqueeze(-1)) & (order_T <= queries.last.unsqueeze(-1))
-    seen_QT &= keys.known.unsqueeze(-2) < queries.clock.unsqueeze(-1)
+def visible(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """bool [..., Q, T]: query may look at key, both of the same row. Sights [..., Q, 5] and [..., T, 5]."""
+    order_Q, first_Q, last_Q, clock_Q, _ = queries.unsqueeze(-2).unbind(-1)
+    order_T, _, _, _, known_T = keys.unsqueeze(-3).unbind(-1)
+    seen_QT = (order_T >= first_Q) & (order_T <= last_Q)
+    seen_QT &= known_T < clock_Q
     return seen_QT | (order_T == order_Q)

@@ -1,36 +1,27 @@
 """Rotary position embedding (arXiv 2104.09864), on packed tokens with positions of their own.
 
-Shape suffixes: N tokens · H heads · h head width · p = h / 2 pairs; pair i is (x_i, x_{i+p}).
+Pair i of a head is (x_{2i}, x_{2i+1}), read as one complex number and turned by one multiplication: on CPU several
+times faster than the same in sines and cosines, whose slices are short.
+
+Shape suffixes: N tokens · H heads · h head width · p = h / 2 pairs.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
 
-class Rotation(NamedTuple):
-    """cos, sin: [N, 1, p]."""
-
-    cos_N1p: torch.Tensor
-    sin_N1p: torch.Tensor
-
-    def select(self, index: torch.Tensor | None) -> Rotation:
-        return (
-            self
-            if index is None
-            else Rotation(self.cos_N1p.index_select(0, index), self.sin_N1p.index_select(0, index))
-        )
-
-
-def rotation(position_N: torch.Tensor, head_dim: int, base: float, dtype: torch.dtype) -> Rotation:
-    """Angles position · base^(−2i / h), worked out in float64 so that far positions keep their phase in any dtype."""
+def rotation(position_N: torch.Tensor, head_dim: int, base: float, dtype: torch.dtype) -> torch.Tensor:
+    """exp(i · position · base^(−2p / h)), complex [N, 1, p]: complex128 for float64, complex64 else. The angles are
+    worked out in float64, so that far positions keep their phase."""
     pairs_p = torch.arange(0, head_dim, 2, dtype=torch.float64, device=position_N.device)
     angle_Np = position_N.double().unsqueeze(1) * base ** (-pairs_p / head_dim)
-    return Rotation(angle_Np.cos().to(dtype).unsqueeze(1), angle_Np.sin().to(dtype).unsqueeze(1))
+    turned_Np = torch.polar(torch.ones_like(angle_Np), angle_Np)
+    return turned_Np.to(torch.complex128 if dtype == torch.float64 else torch.complex64).unsqueeze(1)
 
 
-def rotate(x_NHh: torch.Tensor, by: Rotation) -> torch.Tensor:
-    left, right = x_NHh.chunk(2, dim=-1)
-    return torch.cat([left * by.cos_N1p - right * by.sin_N1p, right * by.cos_N1p + left * by.sin_N1p], dim=-1)
+def rotate(x_NHh: torch.Tensor, by_N1p: torch.Tensor) -> torch.Tensor:
+    """In x's dtype; half-width ones are turned in float32."""
+    wide = torch.float64 if by_N1p.dtype == torch.complex128 else torch.float32
+    pairs_NHp = torch.view_as_complex(x_NHh.to(wide).unflatten(-1, (-1, 2)))  # type: ignore[no-untyped-call]
+    return torch.view_as_real(pairs_NHp * by_N1p).flatten(-2).to(x_NHh.dtype)

@@ -51,6 +51,11 @@ def exclusive_cumsum(counts: torch.Tensor) -> torch.Tensor:
     return counts.cumsum(0) - counts
 
 
+def chosen(values: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+    """values[index] along the first axis; None for all."""
+    return values if index is None else values.index_select(0, index)
+
+
 def rows_of(lengths_R: torch.Tensor, total: int) -> torch.Tensor:
     """Row of each element of a packed tensor. `total` spares a wait for the device."""
     rows_R = torch.arange(lengths_R.shape[0], device=lengths_R.device)

@@ -14,9 +14,9 @@ from model.attention import make_layouts
 from model.block import NORM_EPS, Block
 from model.config import Model
 from model.inputs import InputSpec, RankerInput
-from model.rope import Rotation, rotation
+from model.rope import rotation
 from model.stream import Stream, build_stream
-from model.timeline import Timeline, merge
+from model.timeline import Timeline, chosen, merge
 from model.tokens import StreamTokens
 
 
@@ -54,11 +54,10 @@ class StreamTower(nn.Module):
         with torch.no_grad():
             timeline, stream = self._places(batch)
             taken_A, layouts = make_layouts(stream, self.config.layer_windows)
-        source_A = stream.source_N if taken_A is None else stream.source_N.index_select(0, taken_A)
-        x_AD = self.tokens(batch, timeline).index_select(0, source_A)
-        rotation_A = self._rotation(stream, x_AD.dtype).select(taken_A)
+        x_AD = self.tokens(batch, timeline).index_select(0, chosen(stream.source_N, taken_A))
+        rotation_A = chosen(self._rotation(stream, x_AD.dtype), taken_A)
         for block, layout in zip(self.blocks, layouts, strict=True):
-            rotation_Q = rotation_A.select(layout.queries_A)
+            rotation_Q = chosen(rotation_A, layout.queries_A)
             x_AD = block(x_AD, layout, rotation_A, rotation_Q)
             rotation_A = rotation_Q
         logits_AK = self.head(self.final_norm(x_AD))
@@ -85,7 +84,7 @@ class StreamTower(nn.Module):
         )
         return timeline, stream
 
-    def _rotation(self, stream: Stream, dtype: torch.dtype) -> Rotation:
+    def _rotation(self, stream: Stream, dtype: torch.dtype) -> torch.Tensor:
         return rotation(stream.position_N, self.config.dim // self.config.num_heads, self.config.rope_base, dtype)
 
 

@@ -184,13 +184,17 @@ def _rms(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return x / torch.sqrt((x * x).mean() + 1e-6) * weight
 
 
+def _turned(config: Model, x: torch.Tensor, token: Token) -> torch.Tensor:
+    """RoPE in every head."""
+    return torch.cat([_rope(head, token.rope, config.rope_base) for head in x.chunk(config.num_heads)])
+
+
 def _rope(x: torch.Tensor, position: int, base: float) -> torch.Tensor:
-    half = len(x) // 2
-    turned: list[torch.Tensor] = [x[0]] * len(x)
-    for i in range(half):
-        angle = position * base ** (-2 * i / len(x))
-        turned[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
-        turned[i + half] = x[i + half] * math.cos(angle) + x[i] * math.sin(angle)
+    turned = []
+    for i in range(0, len(x), 2):
+        angle = position * base ** (-i / len(x))
+        turned.append(x[i] * math.cos(angle) - x[i + 1] * math.sin(angle))
+        turned.append(x[i] * math.sin(angle) + x[i + 1] * math.cos(angle))
     return torch.stack(turned)
 
 
@@ -206,17 +210,16 @@ def _block(config: Model, parameters: Parameters, layer: int, tokens: list[Token
 
     dim, width = config.dim, config.dim // config.num_heads
     normed = [_rms(row, weight("attention_norm")) for row in x]
-    queries = [weight("query") @ row for row in normed]
-    keys = [weight("key_value")[:dim] @ row for row in normed]
+    queries = [_turned(config, weight("query") @ row, token) for row, token in zip(normed, tokens, strict=True)]
+    keys = [_turned(config, weight("key_value")[:dim] @ row, token) for row, token in zip(normed, tokens, strict=True)]
     values = [weight("key_value")[dim:] @ row for row in normed]
     out = []
-    for i, token in enumerate(tokens):
+    for i in range(len(tokens)):
         seen = [j for j in range(len(tokens)) if sees(config, _window(config, layer), tokens, i, j)]
         heads = []
         for head in range(config.num_heads):
             part = slice(head * width, (head + 1) * width)
-            query = _rope(queries[i][part], token.rope, config.rope_base)
-            scores = [query @ _rope(keys[j][part], tokens[j].rope, config.rope_base) / math.sqrt(width) for j in seen]
+            scores = [queries[i][part] @ keys[j][part] / math.sqrt(width) for j in seen]
             shares = torch.softmax(torch.stack(scores), 0)
             heads.append(sum(share * values[j][part] for share, j in zip(shares, seen, strict=True)))
         out.append(_finish(config, parameters, layer, x=x[i], normed=normed[i], mixed=torch.cat(heads)))
