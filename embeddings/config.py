@@ -17,7 +17,7 @@ class Table(Frozen):
     """`[embeddings.tables.NAME]`; a value of 0 or "" takes the default of `[embeddings]`.
 
     rows:     of the table, the two reserved rows (missing, unknown) among them. 0 = by default_rows.
-    mapping:  "hash": row = stable hash of the id. "vocabulary": ids get rows as they are first seen, until their bucket is full.
+    mapping:  "hash": row = stable hash of the id. "vocabulary": ids get rows as first seen, until their bucket is full.
               "identity": id i has row i + 2, others are unknown. Bucketised columns are always identity.
     buckets:  of a vocabulary: fixed at birth, independent of world size.
     sharding: "auto" (the planner's choice), "table_wise", "row_wise" or "column_wise". A vocabulary is row_wise.

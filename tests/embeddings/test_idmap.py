@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,91 +18,25 @@ from embeddings.idmap import IdMapper
 from embeddings.vocabulary import bucket_of
 from pipelines.batch import TableIds
 from pipelines.schema import MISSING_ID
-from tests.distributed.ranks import run_ranks
+from tests.embeddings.id_stream import EVERY_ID, SAVED, SPECS, STEPS, cut, map_of_all, map_steps
 from tests.embeddings.specs import spec
 
-Rows = dict[str, Any]
-SPECS = {
-    s.name: s
-    for s in [
-        spec("user", 210, 8, "row_wise", mapping="vocabulary", buckets=7),  # fills up in the stream below
-        spec("item", 4000, 8, "row_wise", mapping="vocabulary", buckets=4),
-        spec("geo", 50, 8, "auto"),
-    ]
-}
-EVERY_ID = np.arange(-300, 3000)
-STEPS, SAVED, AHEAD = 6, 3, 2
-
-
-def _global_batch(step: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(step)
-    ids = {"user": rng.integers(-300, 300, 90), "item": rng.zipf(1.3, 400) % 3000, "geo": rng.integers(0, 99, 9)}
-    return {name: np.append(values, MISSING_ID) for name, values in ids.items()}
-
-
-def _cut(step: int, rank: int, world_size: int) -> dict[str, TableIds]:
-    """This rank's share of the step's global batch, none for rank 1 at step 2; and a filler's ids, counted 0."""
-    share = slice(rank, None, world_size)
-    if world_size > 1 and step == 2:
-        share = {0: slice(0, None), 1: slice(0, 0), 2: slice(0, 5)}[rank]
-    tables = {}
-    for name, values in _global_batch(step).items():
-        ids, counts = np.unique(values[share], return_counts=True)
-        filler = np.setdiff1d([2990 + step], ids)
-        ids, counts = np.append(ids, filler), np.append(counts, np.zeros(len(filler), np.int64))
-        order = np.argsort(ids)
-        tables[name] = TableIds(ids[order], counts[order].astype(np.int64))
-    return tables
-
-
-def _map_steps(mapper: IdMapper, steps: range, rank: int, world_size: int) -> list[Rows]:
-    """[step] {table: {id: row}} as this rank was told."""
-    told = []
-    for step in steps:
-        tables = _cut(step, rank, world_size)
-        rows = mapper.rows_of(tables, train=True)
-        mapper.mark(step)
-        told.append({n: dict(zip(tables[n].ids.tolist(), r.tolist(), strict=True)) for n, r in rows.items()})
-    return told
-
-
-def _map_of_all(mapper: IdMapper) -> Rows:
-    asked = {name: TableIds(EVERY_ID, np.ones_like(EVERY_ID)) for name in SPECS}
-    return {name: rows.tolist() for name, rows in mapper.rows_of(asked, train=False).items()}
-
-
-def _ranks(rank: int, world_size: int, folder: str) -> dict[str, Any]:
-    """Maps all steps, saving as of step SAVED with AHEAD more mapped; then loads what another world size saved."""
-    mapper = IdMapper(SPECS, dist.group.WORLD)
-    told = _map_steps(mapper, range(SAVED + AHEAD + 1), rank, world_size)
-    dcp.save(mapper.state_dict(upto_step=SAVED), checkpoint_id=f"{folder}/of_{world_size}")
-    told += _map_steps(mapper, range(SAVED + AHEAD + 1, STEPS), rank, world_size)
-    result: dict[str, Any] = {"told": told, "map": _map_of_all(mapper)}
-    result["shards"] = [t.shape for v in mapper.state_dict().values() for t in (s.tensor for s in v.local_shards())]
-    if world_size == 3:
-        resumed = IdMapper(SPECS, dist.group.WORLD)
-        state = resumed.state_dict()
-        dcp.load(state, checkpoint_id=f"{folder}/of_2")
-        resumed.load_state_dict(state)
-        result["resumed"] = _map_steps(resumed, range(SAVED + 1, STEPS), rank, world_size)
-        result["resumed_map"] = _map_of_all(resumed)
-    return result
+pytestmark = pytest.mark.timeout(400)  # the ranks start inside the first test
 
 
 @pytest.fixture(scope="module")
-def mapped(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
-    folder = tmp_path_factory.mktemp("id_maps")
+def mapped(on_ranks: dict[int, list[dict[str, Any]]], id_maps: Path) -> dict[int, list[dict[str, Any]]]:
+    """{world size: what each rank was told}; world size 1 is this process."""
+    results = {world_size: [rank["mapped"] for rank in ranks] for world_size, ranks in on_ranks.items()}
     one = IdMapper(SPECS)
-    results = {1: [{"told": _map_steps(one, range(STEPS), 0, 1), "map": _map_of_all(one)}]}
-    for world_size in (2, 3):
-        results[world_size] = run_ranks(_ranks, world_size, str(folder), timeout=100)
+    alone: dict[str, Any] = {"told": map_steps(one, range(STEPS), 0, 1), "map": map_of_all(one)}
     loaded = IdMapper(SPECS)
     state = loaded.state_dict()
-    dcp.load(state, checkpoint_id=folder / "of_3", no_dist=True)
+    dcp.load(state, checkpoint_id=id_maps / "of_3", no_dist=True)
     loaded.load_state_dict(state)
-    results[1][0]["resumed"] = _map_steps(loaded, range(SAVED + 1, STEPS), 0, 1)
-    results[1][0]["resumed_map"] = _map_of_all(loaded)
-    return results
+    alone["resumed"] = map_steps(loaded, range(SAVED + 1, STEPS), 0, 1)
+    alone["resumed_map"] = map_of_all(loaded)
+    return results | {1: [alone]}
 
 
 def test_the_map_is_the_same_on_one_two_and_three_ranks(mapped: dict[int, list[dict[str, Any]]]) -> None:
@@ -233,6 +167,6 @@ def test_hashes_hold_for_ever() -> None:
 
 
 def test_rows_are_plain_int64_that_torch_takes_without_a_copy() -> None:
-    rows = IdMapper(SPECS).rows_of(_cut(0, 0, 1), train=True)
+    rows = IdMapper(SPECS).rows_of(cut(0, 0, 1), train=True)
     assert all(torch.from_numpy(r).dtype == torch.int64 and r.flags.c_contiguous for r in rows.values())
     assert set(rows) == set(SPECS)

@@ -7,40 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from embeddings.config import Embeddings
 from embeddings.init import fill, initialise
 from embeddings.tables import Tables
-from tests.distributed.ranks import run_ranks
-from tests.embeddings.specs import spec
-from tests.embeddings.toy import reference, train, whole_tables
+from tests.embeddings.toy import RUNS, SPECS, STEPS, reference, whole_tables
 
-STEPS = 5
-SPECS = {
-    s.name: s
-    for s in [
-        spec("items", 60, 16, "table_wise"),  # a name that nn.ModuleDict has for a method
-        spec("geo.city", 37, 16, "row_wise"),  # a name with a dot; rows that 2 does not divide
-        spec("user", 40, 16, "row_wise", mapping="vocabulary", buckets=5),  # shards of 3 and 2 buckets
-        spec("hour", 30, 8, "column_wise", mapping="identity"),
-    ]
-}
-RUNS = {
-    "rowwise_adagrad": Embeddings(optimizer="rowwise_adagrad", lr=0.1),
-    "again": Embeddings(optimizer="rowwise_adagrad", lr=0.1),
-    "adagrad": Embeddings(optimizer="adagrad", lr=0.1),
-    "sgd": Embeddings(optimizer="sgd", lr=0.3),
-}
-
-
-def _train_all(rank: int, world_size: int) -> dict[str, Any]:
-    runs = RUNS if world_size == 2 else {"rowwise_adagrad": RUNS["rowwise_adagrad"]}
-    return {name: train(SPECS, config, STEPS, rank, world_size) for name, config in runs.items()}
+pytestmark = pytest.mark.timeout(400)  # the ranks start inside the first test
 
 
 @pytest.fixture(scope="module")
-def trained() -> dict[int, list[dict[str, Any]]]:
-    """{world size: what each rank saw}."""
-    return {world_size: run_ranks(_train_all, world_size, timeout=150) for world_size in (2, 3)}
+def trained(on_ranks: dict[int, list[dict[str, Any]]]) -> dict[int, list[dict[str, Any]]]:
+    """{world size: what each rank saw of every run}."""
+    return {world_size: [rank["trained"] for rank in ranks] for world_size, ranks in on_ranks.items()}
 
 
 def _whole(ranks: list[dict[str, Any]], run: str, when: str) -> dict[str, torch.Tensor]:
@@ -67,6 +44,14 @@ def test_buckets_that_the_ranks_do_not_divide_train_alike(trained: dict[int, lis
     expected = reference(SPECS, RUNS["rowwise_adagrad"], STEPS, 3, column_shards={"hour": 2})
     for name, table in _whole(trained[3], "rowwise_adagrad", "after").items():
         torch.testing.assert_close(table, expected[name], rtol=0, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_the_optimizers_state_lies_where_the_rows_lie(trained: dict[int, list[dict[str, Any]]]) -> None:
+    for ranks in trained.values():
+        for rank in ranks:
+            run = rank["rowwise_adagrad"]
+            for name in ("items", "geo.city", "user"):
+                assert run["states"][name] == [(row, len(rows)) for row, _, rows in run["after"][name]], name
 
 
 def test_initial_values_are_the_same_under_every_plan(trained: dict[int, list[dict[str, Any]]]) -> None:

@@ -20,9 +20,27 @@ from embeddings.plan import make_plan
 from embeddings.sharders import sharders
 from embeddings.specs import TableSpec
 from embeddings.tables import Tables, group_kjts, module_name
+from tests.embeddings.specs import spec
 
 LR_DENSE = 0.1
 Shards = dict[str, list[tuple[int, int, torch.Tensor]]]
+
+STEPS = 5
+SPECS = {
+    s.name: s
+    for s in [
+        spec("items", 60, 16, "table_wise"),  # a name that nn.ModuleDict has for a method
+        spec("geo.city", 37, 16, "row_wise"),  # a name with a dot; rows that 2 does not divide
+        spec("user", 40, 16, "row_wise", mapping="vocabulary", buckets=5),  # shards of 3 and 2 buckets
+        spec("hour", 30, 8, "column_wise", mapping="identity"),
+    ]
+}
+RUNS = {
+    "rowwise_adagrad": Embeddings(optimizer="rowwise_adagrad", lr=0.1),
+    "again": Embeddings(optimizer="rowwise_adagrad", lr=0.1),
+    "adagrad": Embeddings(optimizer="adagrad", lr=0.1),
+    "sgd": Embeddings(optimizer="sgd", lr=0.3),
+}
 
 
 @dataclass
@@ -76,14 +94,14 @@ def rows_of_step(specs: dict[str, TableSpec], step: int, rank: int) -> dict[str,
     generator = torch.Generator().manual_seed(100 * step + rank)
     share = 0.0 if (step, rank) == (1, 1) else 0.3 + 0.2 * rank
     return {
-        name: torch.randperm(spec.rows, generator=generator)[: int(share * spec.rows)].sort().values
-        for name, spec in specs.items()
+        name: torch.randperm(table.rows, generator=generator)[: int(share * table.rows)].sort().values
+        for name, table in specs.items()
     }
 
 
 def targets_of(specs: dict[str, TableSpec], rows: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
     return {
-        name: torch.sin(rows[name][:, None] * 0.7 + torch.arange(spec.width) + step) for name, spec in specs.items()
+        name: torch.sin(rows[name][:, None] * 0.7 + torch.arange(table.width) + step) for name, table in specs.items()
     }
 
 
@@ -119,8 +137,9 @@ def local_shards(sharded: nn.Module, specs: dict[str, TableSpec]) -> Shards:
 def whole_tables(specs: dict[str, TableSpec], ranks: list[Shards]) -> dict[str, torch.Tensor]:
     """All ranks' shards put together; every cell exactly once."""
     whole = {}
-    for name, spec in specs.items():
-        table, seen = torch.full((spec.rows, spec.width), torch.nan), torch.zeros(spec.rows, spec.width)
+    for name, table_spec in specs.items():
+        table = torch.full((table_spec.rows, table_spec.width), torch.nan)
+        seen = torch.zeros_like(table)
         for shards in ranks:
             for row, column, values in shards[name]:
                 where = (slice(row, row + values.shape[0]), slice(column, column + values.shape[1]))
@@ -129,6 +148,11 @@ def whole_tables(specs: dict[str, TableSpec], ranks: list[Shards]) -> dict[str, 
         assert bool((seen == 1).all()), f"shards of {name} do not tile it"
         whole[name] = table
     return whole
+
+
+def train_on_ranks(rank: int, world_size: int) -> dict[str, Any]:
+    runs = RUNS if world_size == 2 else {"rowwise_adagrad": RUNS["rowwise_adagrad"]}
+    return {name: train(SPECS, config, STEPS, rank, world_size) for name, config in runs.items()}
 
 
 def train(specs: dict[str, TableSpec], config: Embeddings, steps: int, rank: int, world_size: int) -> dict[str, Any]:
@@ -147,11 +171,27 @@ def train(specs: dict[str, TableSpec], config: Embeddings, steps: int, rank: int
         "losses": losses,
         "pipelined": len(pipeline._pipelined_modules),
         "collections": len(Tables(specs).collections),
+        "states": _state_rows(sharded, specs),
         "placements": {
             name: [(s.shard_offsets, s.shard_sizes, s.placement.rank()) for s in parameter.sharding_spec.shards]
             for module_plan in plan.plan.values()
             for name, parameter in module_plan.items()
         },
+    }
+
+
+def _state_rows(sharded: DistributedModelParallel, specs: dict[str, TableSpec]) -> dict[str, list[tuple[int, int]]]:
+    """{table: (first row, rows) of each part of its optimizer's state on this rank}."""
+    states = sharded.fused_optimizer.state_dict()["state"]
+    return {
+        name: [
+            (s.metadata.shard_offsets[0], s.metadata.shard_sizes[0])
+            for key, state in states.items()
+            if key.endswith(f".{module_name(name)}.weight")
+            for value in state.values()
+            for s in value.local_shards()
+        ]
+        for name in specs
     }
 
 
@@ -168,10 +208,10 @@ def reference(
 ) -> dict[str, torch.Tensor]:
     """Plain torch in one process on the same global batches: index_select on whole tables, FBGEMM's update rules by
     hand. column_shards {table: n}: one row-wise state for each of its n column shards."""
-    weights = {name: torch.empty(spec.rows, spec.width) for name, spec in specs.items()}
-    for name, spec in specs.items():
-        fill(weights[name], spec, 5)
-    states = {name: torch.zeros(spec.rows, spec.width) for name, spec in specs.items()}
+    weights = {name: torch.empty(table.rows, table.width) for name, table in specs.items()}
+    for name, table in specs.items():
+        fill(weights[name], table, 5)
+    states = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     head = Head(list(specs))
     seeded_dense(head)
     dense = torch.optim.SGD(head.parameters(), lr=LR_DENSE)
