@@ -1,0 +1,72 @@
+"""The line people watch."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from trainer.metrics.exact import Gauc
+from trainer.metrics.values import TaskValues
+from trainer.telemetry.records import EvalRecord, TrainRecord, finite
+
+UNKNOWN = "–"
+
+
+def train_line(record: TrainRecord) -> str:
+    """`step 400 · 1.9 k ex/s · loss .412 · click NE .873 AUC .742 cal 1.01 · data through … · wait 1 % · …`"""
+    parts = [f"step {record.step}", f"{rate(record.examples_per_second)} ex/s", f"loss {number(record.loss)}"]
+    parts += [f"{task} {_scores(values)}" for task, values in record.tasks.items()]
+    if record.data_through:
+        through = datetime.fromtimestamp(record.data_through / 1e6, UTC)
+        parts.append(f"data through {through:%Y-%m-%d %H:%M}")
+    if record.step_seconds > 0:
+        parts.append(f"wait {100 * record.data_wait_seconds / record.step_seconds:.0f} %")
+    if record.bad_steps:
+        parts.append(f"{record.bad_steps} bad {'step' if record.bad_steps == 1 else 'steps'}")
+    if record.checkpoint_age_seconds is not None:
+        parts.append(f"checkpoint {duration(record.checkpoint_age_seconds)} ago")
+    if record.seconds_left is not None:
+        parts.append(f"{duration(record.seconds_left)} left")
+    return " · ".join(parts)
+
+
+def eval_line(record: EvalRecord) -> str:
+    """`evaluation of dt=2026-11-20 at step 400 · click NE .871 AUC .744 GAUC .702 cal 1.00`"""
+    parts = [f"evaluation of {record.split} at step {record.step}"]
+    return " · ".join(parts + [f"{task} {_scores(v, record.gauc.get(task))}" for task, v in record.tasks.items()])
+
+
+def _scores(values: TaskValues, gauc: Gauc | None = None) -> str:
+    by_user = f" GAUC {number(gauc.value)}" if gauc else ""
+    return f"NE {number(values.ne)} AUC {number(values.auc)}{by_user} cal {number(values.calibration, 2)}"
+
+
+def number(value: float | None, decimals: int = 3) -> str:
+    """.412, 1.01, –: no leading zero, a dash for what is not defined."""
+    known = finite(value)
+    if known is None:
+        return UNKNOWN
+    text = f"{known:.{decimals}f}"
+    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
+
+
+def rate(per_second: float) -> str:
+    """950, 1.9 k, 23 k, 1.2 M."""
+    for size, suffix in ((1e6, " M"), (1e3, " k")):
+        if per_second >= size * 0.9995:
+            scaled = per_second / size
+            return f"{scaled:.1f}{suffix}" if scaled < 9.95 else f"{scaled:.0f}{suffix}"
+    return f"{per_second:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """40 s, 4 min, 3 h 10 min, 2 d 4 h."""
+    if seconds < 59.5:
+        return f"{max(0.0, seconds):.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"

@@ -1,0 +1,62 @@
+"""Every Prometheus metric there is, in one table: the endpoint, the dashboards and the docs are made from it.
+
+Base units (seconds, bytes, ratios); counters end in _total; labels stay few, never a user or an item.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["counter", "gauge"]
+SCORES = ("ne", "auc", "calibration")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """name: without the prefix; a counter's ends in _total. unit: "" for a plain number."""
+
+    name: str
+    kind: Kind
+    unit: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """As exposed."""
+        return f"tokenformer_{self.name}"
+
+
+METRICS = (
+    Metric("info", "gauge", "", "1; the label says which process this is", ("rank",)),
+    Metric("steps_total", "counter", "", "Optimizer steps since the model's birth"),
+    Metric("examples_total", "counter", "", "Supervised positions with a label since the model's birth, all ranks"),
+    Metric("rows_total", "counter", "", "Request rows since the model's birth, all ranks"),
+    Metric("bad_steps_total", "counter", "", "Steps skipped for a NaN or infinite loss or gradient"),
+    Metric("loss", "gauge", "", "Training loss, mean since the last log"),
+    Metric("examples_per_second", "gauge", "", "Supervised positions a second, all ranks"),
+    Metric("rows_per_second", "gauge", "", "Request rows a second, all ranks"),
+    Metric("step_seconds", "gauge", "seconds", "Wall time of a step, mean since the last log"),
+    Metric(
+        "data_wait_seconds", "gauge", "seconds", "Part of a step that waited for its batch, mean since the last log"
+    ),
+    Metric("dense_grad_norm", "gauge", "", "L2 norm of the dense gradient before clipping"),
+    Metric("learning_rate", "gauge", "", "Of the dense optimizer"),
+    Metric("data_through_timestamp_seconds", "gauge", "seconds", "Newest event time trained on, since 1970"),
+    Metric("left_seconds", "gauge", "seconds", "Estimated time to the end of the run"),
+    Metric("train_ne", "gauge", "", "Normalized entropy before each update, since the last log", ("task",)),
+    Metric("train_auc", "gauge", "", "AUC before each update, since the last log", ("task",)),
+    Metric("train_calibration", "gauge", "", "Predicted over observed positives, since the last log", ("task",)),
+    Metric("eval_ne", "gauge", "", "Normalized entropy of the last evaluation", ("split", "task")),
+    Metric("eval_auc", "gauge", "", "AUC of the last evaluation", ("split", "task")),
+    Metric("eval_gauc", "gauge", "", "AUC averaged over users, last evaluation", ("split", "task")),
+    Metric("eval_calibration", "gauge", "", "Predicted over observed positives, last evaluation", ("split", "task")),
+    Metric("eval_loss", "gauge", "", "Log loss of the last evaluation", ("split", "task")),
+    Metric("checkpoints_total", "counter", "", "Checkpoints committed by this process"),
+    Metric("checkpoint_timestamp_seconds", "gauge", "seconds", "When the newest was committed, since 1970"),
+    Metric("checkpoint_step", "gauge", "", "Step of the newest checkpoint"),
+    Metric("checkpoint_save_seconds", "gauge", "seconds", "Time the newest took"),
+    Metric("checkpoint_bytes", "gauge", "bytes", "Size of the newest"),
+    Metric("events_total", "counter", "", "Events written to metrics.jsonl", ("name",)),
+)

@@ -1,0 +1,93 @@
+"""metrics.jsonl: one JSON object a line, for DuckDB, pandas, jq and our own verbs.
+
+Always `time` (seconds since 1970), `kind` ("train", "eval", "checkpoint", "event"), `step`, `examples`. What is not
+known or not defined is null; NaN and infinity never get in. On resume the lines of later steps are dropped, because
+those steps are going to be trained again: every step is in the file once, and an event line says how many went.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from trainer.metrics.values import TaskValues
+from trainer.run_dir import write_atomic
+from trainer.telemetry.records import EvalRecord, TrainRecord, finite
+
+
+def train_line(record: TrainRecord) -> dict[str, Any]:
+    """Keys of kind train."""
+    keys = ("loss", "examples_per_second", "rows_per_second", "step_seconds", "data_wait_seconds", "grad_norm")
+    more = ("learning_rate", "rows", "epoch", "segment", "data_through", "bad_steps")
+    return {key: getattr(record, key) for key in (*keys, *more)} | {
+        "tasks": {task: task_values(values) for task, values in record.tasks.items()},
+        "lifetime": {task: task_values(values) for task, values in record.lifetime.items()},
+    }
+
+
+def eval_line(record: EvalRecord) -> dict[str, Any]:
+    """Keys of kind eval. gauc_left_out_share: of the examples, of users with one class only."""
+    tasks = {}
+    for task, values in record.tasks.items():
+        gauc = record.gauc.get(task)
+        tasks[task] = task_values(values) | {
+            "gauc": gauc.value if gauc else None,
+            "gauc_users": gauc.users if gauc else None,
+            "gauc_left_out_share": gauc.left_out_share if gauc else None,
+        }
+    return {"split": record.split, "rows": record.rows, "seconds": record.seconds, "tasks": tasks}
+
+
+def task_values(values: TaskValues) -> dict[str, float | None]:
+    """One task's metrics, by their names in the file."""
+    return {key: getattr(values, key) for key in ("ne", "auc", "calibration", "loss", "examples")}
+
+
+class JsonLines:
+    """Appends whole lines, each visible to readers when the call returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._begun = False
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def write(self, kind: str, step: int, examples: int, values: Mapping[str, Any]) -> None:
+        """One line. The first one of a run that was not rewound drops the lines that it is about to repeat."""
+        if not self._begun:
+            self.rewind(step - 1)
+        line = {"time": time.time(), "kind": kind, "step": step, "examples": examples, **values}
+        self._file.write(json.dumps(_clean(line), ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def rewind(self, step: int) -> int:
+        """Drops the lines of steps after `step`, and one that a crash cut short. Returns how many went."""
+        self._begun = True
+        lines = self._path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
+        if len(kept) == len(lines):
+            return 0
+        self._file.close()
+        write_atomic(self._path, "".join(f"{line}\n" for line in kept))
+        self._file = self._path.open("a", encoding="utf-8")
+        return len(lines) - len(kept)
+
+    def close(self) -> None:
+        """No more lines."""
+        self._file.close()
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _clean(inner) for key, inner in value.items()}
+    return finite(value) if isinstance(value, float) else value
+
+
+def _step_of(line: str) -> float:
+    """Infinity for a line that is not whole."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

@@ -1,0 +1,61 @@
+"""What the loop hands to telemetry. A value that is not known or not defined is None; NaN and infinity are treated as
+such."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from trainer.metrics.exact import Gauc
+from trainer.metrics.values import TaskValues
+
+
+@dataclass(frozen=True)
+class TrainRecord:
+    """Over all ranks, since the last log where nothing else is said.
+
+    step, examples, rows, bad_steps: since the model's birth. loss: mean of the good steps. step_seconds: mean wall time
+    of a step;
+    data_wait_seconds: mean of it spent waiting for a batch. grad_norm: dense, before clipping. tasks: before each
+    update; lifetime: the same since the model's birth. data_through: newest event time trained on, microseconds since
+    1970. seconds_left: to the end of the data or max_steps. checkpoint_age_seconds: since the newest checkpoint.
+    """
+
+    step: int
+    examples: int
+    loss: float | None
+    examples_per_second: float
+    rows_per_second: float
+    step_seconds: float
+    data_wait_seconds: float
+    grad_norm: float | None = None
+    learning_rate: float | None = None
+    tasks: Mapping[str, TaskValues] = field(default_factory=dict)
+    lifetime: Mapping[str, TaskValues] = field(default_factory=dict)
+    rows: int = 0
+    data_through: int | None = None
+    bad_steps: int = 0
+    seconds_left: float | None = None
+    checkpoint_age_seconds: float | None = None
+    epoch: int = 0
+    segment: str = ""
+
+
+@dataclass(frozen=True)
+class EvalRecord:
+    """An evaluation of the model as it stood at `step`. split: the segment's name, or what else was scored. rows:
+    scored."""
+
+    step: int
+    examples: int
+    split: str
+    tasks: Mapping[str, TaskValues]
+    gauc: Mapping[str, Gauc] = field(default_factory=dict)
+    rows: int = 0
+    seconds: float | None = None
+
+
+def finite(value: float | None) -> float | None:
+    """None for NaN and infinity: JSON has no word for them."""
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,127 @@
+"""The facade that the loop talks to. Rank 0 writes the files and the console line; every rank serves its own
+endpoint."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from trainer.config_sections import Telemetry as TelemetryConfig
+from trainer.run_dir import RunDir
+from trainer.telemetry import console, jsonl
+from trainer.telemetry.jsonl import JsonLines
+from trainer.telemetry.prometheus import Prometheus
+from trainer.telemetry.records import EvalRecord, TrainRecord
+from trainer.telemetry.tensorboard import TensorBoard
+
+log = logging.getLogger(__name__)
+
+
+class Telemetry:
+    """Not collective: call it on every rank with the same records, or only where there is something to tell.
+
+    quiet: files only, no console line and no endpoint. Console lines are log records of this module, so that they are
+    in train.log as well. Raises ConfigError: the port is taken.
+    """
+
+    def __init__(
+        self, run_dir: RunDir, config: TelemetryConfig, rank: int, tasks: Sequence[str], quiet: bool = False
+    ) -> None:
+        self._run_dir = run_dir
+        self._quiet = quiet
+        self._closing = ExitStack()
+        self._prometheus: Prometheus | None = None
+        self._lines: JsonLines | None = None
+        self._board: TensorBoard | None = None
+        self._last_train: TrainRecord | None = None
+        self._evals: dict[str, EvalRecord] = {}
+        self._trained_examples, self._trained_seconds, self._logged_step = 0.0, 0.0, 0
+        if config.prometheus and not quiet:
+            self._prometheus = Prometheus(config, rank, tasks)
+            self._closing.callback(self._prometheus.close)
+            log.info("metrics of rank %d for Prometheus at %s", rank, self._prometheus.url)
+        if rank == 0:
+            run_dir.path.mkdir(parents=True, exist_ok=True)
+            self._lines = JsonLines(run_dir.metrics)
+            self._closing.callback(self._lines.close)
+            if config.tensorboard:
+                self._board = TensorBoard(run_dir.tensorboard)
+                self._closing.callback(self._board.close)
+
+    def resumed(self, step: int, examples: int, checkpoint: Path | str) -> None:
+        """Before the first record of a run that goes on from a checkpoint: what was told of later steps is taken
+        back."""
+        self._logged_step = step
+        dropped = 0
+        if self._lines is not None:
+            dropped = self._lines.rewind(step)
+        if self._board is not None:
+            self._board.rewind(step)
+        self.event("resumed", step, examples, checkpoint=Path(checkpoint).name, dropped_lines=dropped)
+
+    def train(self, record: TrainRecord) -> None:
+        """At every log."""
+        steps, self._logged_step = record.step - self._logged_step, record.step
+        seconds = max(0, steps) * record.step_seconds
+        self._trained_seconds += seconds
+        self._trained_examples += seconds * record.examples_per_second
+        self._last_train = record
+        if self._prometheus is not None:
+            self._prometheus.train(record)
+        if self._board is not None:
+            self._board.train(record)
+        self._write("train", record.step, record.examples, jsonl.train_line(record), console.train_line(record))
+
+    def eval(self, record: EvalRecord) -> None:
+        """After every evaluation."""
+        self._evals[record.split] = record
+        if self._prometheus is not None:
+            self._prometheus.eval(record)
+        if self._board is not None:
+            self._board.eval(record)
+        self._write("eval", record.step, record.examples, jsonl.eval_line(record), console.eval_line(record))
+
+    def checkpoint(self, step: int, examples: int, path: Path | str, size: int, seconds: float) -> None:
+        """After every commit. size: bytes."""
+        if self._prometheus is not None:
+            self._prometheus.checkpoint(step, size, seconds)
+        self._write("checkpoint", step, examples, {"path": Path(path).name, "bytes": size, "seconds": seconds}, "")
+
+    def event(self, name: str, step: int, examples: int, **values: Any) -> None:
+        """Anything else worth finding again: `{"kind": "event", "event": name, …}`. Values are JSON; names are few."""
+        if self._prometheus is not None:
+            self._prometheus.event(name)
+        self._write("event", step, examples, {"event": name, **values}, "")
+
+    def finish(self) -> dict[str, Any]:
+        """What the closing table shows, in plain values. examples_per_second: of this process's whole training time."""
+        train, run = self._last_train, self._run_dir
+        speed = self._trained_examples / self._trained_seconds if self._trained_seconds > 0 else None
+        places = {
+            "run directory": run.path,
+            "curves": run.tensorboard,
+            "numbers": run.metrics,
+            "checkpoint": run.latest(),
+        }
+        return {
+            "step": train.step if train else None,
+            "examples": train.examples if train else None,
+            "examples_per_second": speed,
+            "train": jsonl.train_line(train) if train else None,
+            "evals": [{"step": record.step, **jsonl.eval_line(record)} for record in self._evals.values()],
+            "places": {what: str(where) for what, where in places.items() if where is not None},
+        }
+
+    def close(self) -> None:
+        """Files are flushed; the endpoint lingers as configured, then its port is free. May be called twice."""
+        self._closing.close()
+
+    def _write(self, kind: str, step: int, examples: int, values: dict[str, Any], line: str) -> None:
+        if self._lines is None:
+            return
+        self._lines.write(kind, step, examples, values)
+        if line and not self._quiet:
+            log.info("%s", line)

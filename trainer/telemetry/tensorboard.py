@@ -1,0 +1,72 @@
+"""TensorBoard curves over steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trainer.metrics.values import TaskValues
+from trainer.telemetry.records import EvalRecord, TrainRecord, finite
+
+CURVES = (
+    "loss",
+    "examples_per_second",
+    "rows_per_second",
+    "step_seconds",
+    "data_wait_seconds",
+    "grad_norm",
+    "learning_rate",
+    "bad_steps",
+)
+
+
+class TensorBoard:
+    """Event files under `path`, made at the first point. Tags: train/loss, train/TASK/ne, eval/SPLIT/TASK/gauc …
+
+    Points that an earlier process wrote for steps that are trained again are hidden (TensorBoard's purge_step).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer: Any = None
+
+    def train(self, record: TrainRecord) -> None:
+        """One point per curve."""
+        for name in CURVES:
+            self._add(f"train/{name}", getattr(record, name), record.step)
+        for task, values in record.tasks.items():
+            self._task(f"train/{task}", values, record.step)
+
+    def eval(self, record: EvalRecord) -> None:
+        """One point per curve of that split."""
+        for task, values in record.tasks.items():
+            self._task(f"eval/{record.split}/{task}", values, record.step)
+            if task in record.gauc:
+                self._add(f"eval/{record.split}/{task}/gauc", record.gauc[task].value, record.step)
+
+    def rewind(self, step: int) -> None:
+        """After a resume at `step`: what came later is hidden."""
+        self._writer = _writer(self._path, step + 1)
+
+    def close(self) -> None:
+        """Everything is on disk."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _task(self, prefix: str, values: TaskValues, step: int) -> None:
+        for name in ("ne", "auc", "calibration", "loss"):
+            self._add(f"{prefix}/{name}", getattr(values, name), step)
+
+    def _add(self, tag: str, value: float | None, step: int) -> None:
+        known = finite(value)
+        if known is None:
+            return
+        if self._writer is None:
+            self._writer = _writer(self._path, step)
+        self._writer.add_scalar(tag, known, step)
+
+
+def _writer(path: Path, purge_step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - a second of imports, for rank 0 alone
+
+    return SummaryWriter(log_dir=str(path), purge_step=purge_step)
