@@ -1,0 +1,81 @@
+"""A stream of ids, cut over any number of ranks, for the properties of a vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from embeddings.idmap import IdMapper
+from pipelines.batch import TableIds
+from pipelines.schema import MISSING_ID
+from tests.embeddings.specs import spec
+
+Rows = dict[str, Any]
+SPECS = {
+    s.name: s
+    for s in [
+        spec("user", 210, 8, "row_wise", mapping="vocabulary", buckets=7),  # fills up in the stream below
+        spec("item", 4000, 8, "row_wise", mapping="vocabulary", buckets=4),
+        spec("geo", 50, 8, "auto"),
+    ]
+}
+EVERY_ID = np.arange(-300, 3000)
+STEPS, SAVED, AHEAD = 6, 3, 2
+
+
+def global_batch(step: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(step)
+    ids = {"user": rng.integers(-300, 300, 90), "item": rng.zipf(1.3, 400) % 3000, "geo": rng.integers(0, 99, 9)}
+    return {name: np.append(values, MISSING_ID) for name, values in ids.items()}
+
+
+def cut(step: int, rank: int, world_size: int) -> dict[str, TableIds]:
+    """This rank's share of the step's global batch, none for rank 1 at step 2; and a filler's ids, counted 0."""
+    share = slice(rank, None, world_size)
+    if world_size > 1 and step == 2:
+        share = {0: slice(0, None), 1: slice(0, 0), 2: slice(0, 5)}[rank]
+    tables = {}
+    for name, values in global_batch(step).items():
+        ids, counts = np.unique(values[share], return_counts=True)
+        filler = np.setdiff1d([2990 + step], ids)
+        ids, counts = np.append(ids, filler), np.append(counts, np.zeros(len(filler), np.int64))
+        order = np.argsort(ids)
+        tables[name] = TableIds(ids[order], counts[order].astype(np.int64))
+    return tables
+
+
+def map_steps(mapper: IdMapper, steps: range, rank: int, world_size: int) -> list[Rows]:
+    """[step] {table: {id: row}} as this rank was told."""
+    told = []
+    for step in steps:
+        tables = cut(step, rank, world_size)
+        rows = mapper.rows_of(tables, train=True)
+        mapper.mark(step)
+        told.append({n: dict(zip(tables[n].ids.tolist(), r.tolist(), strict=True)) for n, r in rows.items()})
+    return told
+
+
+def map_of_all(mapper: IdMapper) -> Rows:
+    asked = {name: TableIds(EVERY_ID, np.ones_like(EVERY_ID)) for name in SPECS}
+    return {name: rows.tolist() for name, rows in mapper.rows_of(asked, train=False).items()}
+
+
+def map_on_ranks(rank: int, world_size: int, folder: str) -> dict[str, Any]:
+    """Maps all steps, saving as of step SAVED with AHEAD more mapped; then loads what another world size saved."""
+    mapper = IdMapper(SPECS, dist.group.WORLD)
+    told = map_steps(mapper, range(SAVED + AHEAD + 1), rank, world_size)
+    dcp.save(mapper.state_dict(upto_step=SAVED), checkpoint_id=f"{folder}/of_{world_size}")
+    told += map_steps(mapper, range(SAVED + AHEAD + 1, STEPS), rank, world_size)
+    result: dict[str, Any] = {"told": told, "map": map_of_all(mapper)}
+    result["shards"] = [t.shape for v in mapper.state_dict().values() for t in (s.tensor for s in v.local_shards())]
+    if world_size == 3:
+        resumed = IdMapper(SPECS, dist.group.WORLD)
+        state = resumed.state_dict()
+        dcp.load(state, checkpoint_id=f"{folder}/of_2")
+        resumed.load_state_dict(state)
+        result["resumed"] = map_steps(resumed, range(SAVED + 1, STEPS), rank, world_size)
+        result["resumed_map"] = map_of_all(resumed)
+    return result
