@@ -55,7 +55,7 @@ class Data(Frozen):
     rows:          folder, file or glob of request rows. Hive folders (dt=2026-11-20, or segment=train) directly below are segments, in
                    name order; otherwise the whole path is one segment.
     segments:      "A..B" (inclusive, by segment value, either end may be empty) or one value; "" = all but the evaluation's.
-    eval_segments: same, for evaluation; "" = the last segment when there are two or more, else none.
+    eval_segments: same, for evaluation; "" = the last segment when there are two or more and `segments` does not name it, else none.
     order:         "time": segments in order, shuffled only inside a window; "shuffle": row groups and windows permuted by seed.
     global_batch:  request rows per step over all ranks.
     window_batches: global batches a window.

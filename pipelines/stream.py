@@ -8,6 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -20,18 +21,22 @@ from pipelines.windows import Pass, Window
 Job = Callable[[], list[Batch] | None]
 
 
+@dataclass(frozen=True)
+class Source:
+    """jobs: one a window, in the pass's order; the answer None is the end. close: the rank takes no more of them."""
+
+    jobs: Iterator[Job]
+    close: Callable[[], None]
+
+
 class Executor(Protocol):
     """Says how a rank's windows are fetched. threads: at a time. windows_ahead: before they are asked for."""
 
     threads: int
     windows_ahead: int
 
-    def jobs(self, pass_: Pass, world_size: int, rank: int, start: Position | None) -> Iterator[Job]:
-        """A job for each window from the one of `start` on, in the pass's order; a job's answer None is the end."""
-        ...
-
-    def close(self, rank: int) -> None:
-        """The rank takes no more windows of the pass begun last."""
+    def open(self, pass_: Pass, world_size: int, rank: int, start: Position | None) -> Source:
+        """Begins a pass for a rank, at the window that holds `start`."""
         ...
 
 
@@ -39,9 +44,10 @@ class BatchStream(Iterator[Batch]):
     """Batches of one rank. Windows are fetched ahead from the first moment; an error in one is raised where its batches
     would be. `close` (also at the end of a `with`) stops the fetching."""
 
-    def __init__(self, jobs: Iterator[Job], executor: Executor, rank: int, skip: int) -> None:
-        self._jobs, self._executor, self._rank, self._skip = jobs, executor, rank, skip
-        self._pool = ThreadPoolExecutor(executor.threads, f"windows-{rank}")
+    def __init__(self, source: Source, threads: int, windows_ahead: int, skip: int) -> None:
+        self._jobs, self._close_source = source.jobs, source.close
+        self._windows_ahead, self._skip = windows_ahead, skip
+        self._pool = ThreadPoolExecutor(threads, "windows")
         self._pending: deque[Future[list[Batch] | None]] = deque()
         self._ready: deque[Batch] = deque()
         self._closed = False
@@ -73,7 +79,7 @@ class BatchStream(Iterator[Batch]):
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._pending.clear()
         self._ready.clear()
-        self._executor.close(self._rank)
+        self._close_source()
 
     def __enter__(self) -> BatchStream:
         return self
@@ -82,7 +88,7 @@ class BatchStream(Iterator[Batch]):
         self.close()
 
     def _fill(self) -> None:
-        while len(self._pending) < self._executor.windows_ahead:
+        while len(self._pending) < self._windows_ahead:
             try:
                 job = next(self._jobs, None)
             except DataError as error:  # of planning the next segment: belongs after the batches that are ready
@@ -102,7 +108,8 @@ def batches(pass_: Pass, world_size: int, rank: int, start: Position | None, exe
     if start is not None:
         next(pass_.windows_from(start))  # a position that does not fit the data is an error now
         skip = start.batch % pass_.data.window_batches
-    return BatchStream(executor.jobs(pass_, world_size, rank, start), executor, rank, skip)
+    source = executor.open(pass_, world_size, rank, start)
+    return BatchStream(source, executor.threads, executor.windows_ahead, skip)
 
 
 class ThreadExecutor:
@@ -113,12 +120,10 @@ class ThreadExecutor:
         self.windows_ahead = windows_ahead
         self.threads = threads or max(1, min(windows_ahead, (os.cpu_count() or 1) // 2))
 
-    def jobs(self, pass_: Pass, world_size: int, rank: int, start: Position | None) -> Iterator[Job]:
-        """See Executor."""
-        return (partial(_carry_one, window, pass_, world_size, rank) for window in pass_.windows_from(start))
-
-    def close(self, rank: int) -> None:
-        """Nothing outlives the stream."""
+    def open(self, pass_: Pass, world_size: int, rank: int, start: Position | None) -> Source:
+        """See Executor. Nothing outlives the stream's threads."""
+        jobs = (partial(_carry_one, window, pass_, world_size, rank) for window in pass_.windows_from(start))
+        return Source(jobs, lambda: None)
 
 
 def _carry_one(window: Window, pass_: Pass, world_size: int, rank: int) -> list[Batch]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from functools import partial
 from typing import Any
 
 from pipelines.batch import Batch, Position
 from pipelines.errors import DataError
 from pipelines.payload import batches_of, carry_block, order_block
-from pipelines.stream import Job
+from pipelines.stream import Source
 from pipelines.windows import Pass
 
 
@@ -31,9 +31,9 @@ class RayExecutor:
         self.windows_ahead, self._name = windows_ahead, name
         self._num_cpus, self._windows_a_dataset = num_cpus, windows_a_dataset
         self._passes = itertools.count()
-        self._feed: Any = None
+        self._feeds: list[Any] = []  # an actor lives as long as its maker's handle, and other ranks may be behind
 
-    def jobs(self, pass_: Pass, world_size: int, rank: int, start: Position | None) -> Iterator[Job]:
+    def open(self, pass_: Pass, world_size: int, rank: int, start: Position | None) -> Source:
         """See Executor. The rank that comes first makes the actor."""
         import ray  # noqa: PLC0415 - the other executor runs where Ray is not installed
 
@@ -43,14 +43,10 @@ class RayExecutor:
             num_cpus=0,
             placement_group_capture_child_tasks=False,  # reads use the whole cluster, not the trainers' share
         )
-        feed = self._feed = actor.remote(pass_, world_size, start, self._num_cpus, self._windows_a_dataset)
-        return (partial(_fetch, feed, index, rank) for index in itertools.count())
-
-    def close(self, rank: int) -> None:
-        """Tells the feed, which ends when all ranks have."""
-        if self._feed is not None:
-            self._feed.leave.remote(rank)
-            self._feed = None
+        feed = actor.remote(pass_, world_size, start, self._num_cpus, self._windows_a_dataset)
+        self._feeds.append(feed)
+        jobs = (partial(_fetch, feed, index, rank) for index in itertools.count())
+        return Source(jobs, partial(_leave, feed, rank))
 
 
 class WindowFeed:
@@ -121,6 +117,10 @@ def _fetch(feed: Any, index: int, rank: int) -> list[Batch] | None:
         return batches_of(ray.get(refs[0]), rank) if refs else None
     except ray.exceptions.RayError as error:
         raise root_cause(error) from None
+
+
+def _leave(feed: Any, rank: int) -> None:
+    feed.leave.remote(rank)
 
 
 def _blocks(

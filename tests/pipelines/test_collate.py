@@ -129,6 +129,29 @@ def test_arrow_types_do_not_change_a_batch(tmp_path: Path) -> None:
     assert_batch_equals(batch, schema, rows + rows)
 
 
+def test_columns_that_older_files_lack_read_as_their_default(tmp_path: Path) -> None:
+    """Static and in lists, in one window with files that have them; without a default the column is named."""
+    rows = make_rows(20, 6)
+    table = to_table(rows)
+    pq.write_table(table, tmp_path / "a.parquet")
+    pq.write_table(table.drop_columns(["v_price", "words", "score"]), tmp_path / "b.parquet")
+    columns = dict(make_schema().columns)
+    for name, default in (("v_price", 0.25), ("words", "new"), ("score", 3)):
+        columns[name] = columns[name].model_copy(update={"default": default})
+    schema, data = make_schema(columns=columns), make_data(tmp_path, global_batch=40)
+    segment = Segment("all", (str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")))
+    [window] = Pass(schema, data, [segment]).windows_from()
+    [batch] = carry_window(window, schema, data, 1, [0])[0]
+    filled = [
+        row | {"v_price": [0.25] * len(row["v_item"]), "words": [["new"]] * len(row["item"]), "score": 3.0}
+        for row in rows
+    ]
+    both = rows + filled
+    assert_batch_equals(batch, schema, [both[20 * f + r] for f, r in zip(batch.file, batch.row, strict=True)])
+    with pytest.raises(DataError, match=r"column 'score' is missing in '.*b\.parquet'"):
+        carry_window(window, make_schema(), data, 1, [0])
+
+
 def bad_rows(change: dict[str, Any]) -> list[dict[str, Any]]:
     rows = make_rows(20, 0)
     rows[17] = rows[17] | change

@@ -102,6 +102,13 @@ def canonical_all(ranks: list[list[Batch]]) -> list[list[Any]]:
     return [[canonical(batch) for batch in rank] for rank in ranks]
 
 
+def test_a_rank_may_be_done_before_another_begins(folder: Path, ray_session: None) -> None:
+    pass_ = make_pass(folder)
+    executors = ray(2)
+    one_by_one = [list(batches(pass_, 2, rank, None, executors[rank])) for rank in range(2)]
+    assert canonical_all(one_by_one) == canonical_all(take_all(pass_, 2, None, threads(2)))
+
+
 def test_long_runs_are_made_of_several_datasets(folder: Path, ray_session: None) -> None:
     pass_ = make_pass(folder, window_batches=1)
     executor = RayExecutor(f"feed-{next(SEEDS)}", num_cpus=0.5, windows_a_dataset=6)
@@ -153,7 +160,7 @@ def test_a_segment_that_vanishes_does_not_cost_the_batches_before_it(tmp_path: P
 def test_closing_early_leaves_no_thread(folder: Path) -> None:
     with batches(make_pass(folder, epochs=50), 1, 0, None, ThreadExecutor()) as stream:
         next(stream)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("windows-0")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("windows")]
     assert list(stream) == []
 
 
