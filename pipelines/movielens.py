@@ -148,8 +148,8 @@ def _join(tables: dict[str, pa.Table], zip_path: Path) -> pa.Table:
         place = pc.index_in(ratings[key], tables[side][key].combine_chunks())
         if place.null_count:
             problems.append(
-                f"'{zip_path}': {place.null_count} ratings have a {key} that {side}.dat lacks → the tables belong together "
-                "→ fetch ml-1m.zip again"
+                f"'{zip_path}': {place.null_count} ratings have a {key} that {side}.dat lacks → each has its user and "
+                "movie → fetch ml-1m.zip again"
             )
             continue
         events |= {name: tables[side][name].take(place) for name in TABLES[side] if name != key}
