@@ -32,7 +32,7 @@ cli.add_command(data)
 @click.option("--dry-run", is_flag=True, help="Two real batches through plan, step, checkpoint and resume.")
 @click.option("--max-steps", type=click.IntRange(min=1), metavar="N", help="Stop after N steps: --train.max-steps N.")
 @click.pass_context
-def train(  # noqa: PLR0917 - click passes by name
+def train(
     ctx: click.Context, config_path: str, run_dir: str | None, resume: str, dry_run: bool, max_steps: int | None
 ) -> None:
     """Train, making the data first when they are absent and the run file says how."""
@@ -53,6 +53,16 @@ def plan(ctx: click.Context, config_path: str, world_size: int, device: str, mem
     from trainer.plan_verb import plan as run  # noqa: PLC0415
 
     run(config_path, ctx.args, world_size, device, memory)
+
+
+@cli.command()
+@click.option("--run", required=True, metavar="D", help="Run directory; its newest complete checkpoint is taken.")
+@click.option("--data", "rows", metavar="P", help="Request rows to score.  [default: the run's evaluation segments]")
+def evaluate(run: str, rows: str | None) -> None:
+    """Score a trained run: NE, AUC, GAUC and calibration per task."""
+    from trainer.evaluate_verb import evaluate as score  # noqa: PLC0415
+
+    score(run, rows)
 
 
 @cli.command()

@@ -73,8 +73,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
             sections[name] = section.model_validate(_tuples(raw.get(name, {})))
         except ValidationError as error:
             problems += explain(error, name, section, run_file.name, typed)
-    if not problems:
-        problems = contradictions(Config(**sections))
+    problems += contradictions(sections)
     if problems:
         raise ConfigError(problems)
     return Config(**sections)
@@ -92,7 +91,7 @@ def _read_toml(path: Path, what: str) -> dict[str, Any]:
     except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(f"{what} '{path}' is not a file → a TOML file is needed → check the path") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{what} '{path}' is not TOML: {error} → fix it there") from None
+        raise ConfigError(f"{what} '{path}' is not TOML: {error} → TOML is what is read → fix it there") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{what} '{path}' cannot be read: {error} → a readable UTF-8 file is needed → fix it"

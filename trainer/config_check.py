@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from embeddings.config import Embeddings
 from embeddings.errors import PlanError
 from embeddings.specs import table_specs
-from pipelines.schema import INPUT_ROLES
+from model.config import Model
+from pipelines.config import Data
+from pipelines.schema import INPUT_ROLES, Schema
 from pipelines.schema_check import check_schema
-
-if TYPE_CHECKING:
-    from trainer.config import Config
+from trainer.config_sections import Launch, Optim
 
 
-def contradictions(config: Config) -> list[str]:
-    """Every problem of a config whose sections are each valid on their own."""
-    problems = check_schema(config.schema)
-    if not problems:  # the tables of a schema that contradicts itself would only repeat its problems
-        try:
-            table_specs(config.schema, config.embeddings)
-        except PlanError as error:
-            problems += error.problems
-    return problems + _token_groups(config) + _model(config) + _data(config) + _optim(config) + _launch(config)
+def contradictions(sections: Mapping[str, Any]) -> list[str]:
+    """Every problem among the sections that are valid on their own; {section: its settings}, invalid ones absent."""
+    problems: list[str] = []
+    for names, check in CHECKS:
+        if all(name in sections for name in names):
+            problems += check(*(sections[name] for name in names))
+    return problems
 
 
-def _token_groups(config: Config) -> list[str]:
-    static = {name for name, column in config.schema.static().items() if column.role in INPUT_ROLES}
+def _tables(schema: Schema, embeddings: Embeddings) -> list[str]:
+    if check_schema(schema):  # the tables of a schema that contradicts itself would only repeat its problems
+        return []
+    try:
+        table_specs(schema, embeddings)
+    except PlanError as error:
+        return error.problems
+    return []
+
+
+def _token_groups(schema: Schema, model: Model) -> list[str]:
+    static = {name for name, column in schema.static().items() if column.role in INPUT_ROLES}
     problems: list[str] = []
     owner: dict[str, str] = {}
-    for group, names in config.model.tokens.groups.items():
+    for group, names in model.tokens.groups.items():
         for name in names:
             if name not in static:
                 problems.append(
@@ -49,27 +59,7 @@ def _token_groups(config: Config) -> list[str]:
     return problems
 
 
-def _model(config: Config) -> list[str]:
-    model = config.model
-    problems = []
-    multiple = 2 * model.num_heads
-    if model.dim % multiple:
-        problems.append(
-            f"model.dim = {model.dim} with model.num_heads = {model.num_heads} → RoPE turns pairs, so dim must be "
-            f"a multiple of 2 · num_heads → use dim = {math.ceil(model.dim / multiple) * multiple}"
-        )
-    if model.kind == "tokenformer" and model.num_layers > model.full_layers and not model.windows:
-        problems.append(
-            f"model.windows is empty with {model.num_layers - model.full_layers} sliding layers → each needs "
-            "a window → give one, the last repeats"
-        )
-    if any(window <= 0 for window in model.windows):
-        problems.append(f"model.windows = {list(model.windows)} → windows are positive token counts → correct it")
-    return problems
-
-
-def _data(config: Config) -> list[str]:
-    data = config.data
+def _data(data: Data) -> list[str]:
     problems = []
     if data.synth and not data.prepare:
         problems.append(
@@ -81,16 +71,10 @@ def _data(config: Config) -> list[str]:
             f"data.prepare.fractions = {list(fractions)} add up to {sum(fractions):g} → they are shares of 1 "
             "→ correct them"
         )
-    if config.launch.workers > data.global_batch:
-        problems.append(
-            f"data.global_batch = {data.global_batch} with launch.workers = {config.launch.workers} → each worker "
-            "needs a row of every batch → raise the one or lower the other"
-        )
     return problems
 
 
-def _optim(config: Config) -> list[str]:
-    optim = config.optim
+def _optim(optim: Optim) -> list[str]:
     problems = []
     if not all(0 <= beta < 1 for beta in optim.betas):
         problems.append(f"optim.betas = {list(optim.betas)} → both are in [0, 1) → correct them")
@@ -102,11 +86,26 @@ def _optim(config: Config) -> list[str]:
     return problems
 
 
-def _launch(config: Config) -> list[str]:
-    launch = config.launch
+def _workers(data: Data, launch: Launch) -> list[str]:
+    problems = []
+    if launch.workers > data.global_batch:
+        problems.append(
+            f"data.global_batch = {data.global_batch} with launch.workers = {launch.workers} → each worker needs a row "
+            "of every batch → raise the one or lower the other"
+        )
     if launch.backend == "inline" and launch.workers > 1:
-        return [
+        problems.append(
             f"launch.workers = {launch.workers} with launch.backend = 'inline' → inline is this one process "
             "→ use backend 'ray' or 1 worker"
-        ]
-    return []
+        )
+    return problems
+
+
+CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
+    (("schema",), check_schema),
+    (("schema", "embeddings"), _tables),
+    (("schema", "model"), _token_groups),
+    (("data",), _data),
+    (("optim",), _optim),
+    (("data", "launch"), _workers),
+)

@@ -40,7 +40,14 @@ def explain(
     for detail in error.errors(include_url=False):
         key = (section, *_real_keys(detail, model))
         found.setdefault(key, []).append(detail)
-    return [_line(key, details, model, where, typed) for key, details in found.items()]
+    lines: list[str] = []
+    for key, details in found.items():
+        if details[0]["type"] == "value_error":  # a section's own check: each of its lines says value, rule and remedy
+            own = details[0]["msg"].removeprefix("Value error, ").splitlines()
+            lines += [f"[{'.'.join(key)}] {problem}" for problem in own]
+        else:
+            lines.append(_line(key, details, model, where, typed))
+    return lines
 
 
 def _line(key: Key, details: list[ErrorDetails], model: type[BaseModel], where: str, typed: dict[Key, str]) -> str:

@@ -52,7 +52,11 @@ def run_training(options: TrainOptions) -> None:
                     run_dir.prepare(options.resume)
                     announce(choice)
                 job = Job(config, str(run_dir.path.absolute()), stop, options.resume, None, options.dry_run)
-                run(job, choice, stop, interrupts)
+                result = run(job, choice, stop, interrupts)
+                if speaks:
+                    from trainer.closing_words import say_result  # noqa: PLC0415 - only when there is something to say
+
+                    say_result(result, str(run_dir.path), stopped=stop.requested())
         except KeyboardInterrupt:
             log.info("stopped before training began: there is nothing to resume")
 

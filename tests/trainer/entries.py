@@ -42,6 +42,11 @@ def until_stopped(job: Job) -> dict[str, Any]:
     return {"stopped_at": None}
 
 
+def describe_until_stopped(job: Job) -> dict[str, Any]:
+    """Both in one launch."""
+    return {**describe(job), **until_stopped(job)}
+
+
 def bad_data_on_rank_1(job: Job) -> dict[str, Any] | None:
     """Rank 1 meets a bad label while rank 0 waits for it in a collective."""
     if os.environ.get("RANK") == "1":

@@ -1,0 +1,28 @@
+"""What the command says when a run has ended: the table, where things are, what to try next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+from rich.console import Console
+
+from trainer.telemetry.closing import closing_table
+
+
+def say_result(result: Mapping[str, Any] | None, run: str, stopped: bool = False) -> None:
+    """result: of `run_worker` or `run_evaluation`; None on the ranks that have nothing to say. run: as the user named it."""
+    if result is None:
+        return
+    if "dry_run" in result:
+        parts = " · ".join(f"{part} {seconds:.1f} s" for part, seconds in result["dry_run"].items())
+        click.echo(f"dry run: fine · {result['steps']} steps, {result['rows']} rows · {parts} · nothing was kept")
+        return
+    resume = f"tokenformer train --config {run}/config.toml --run-dir {run} --resume auto"
+    commands = (
+        [resume]
+        if stopped
+        else [f"tokenformer evaluate --run {run}", f"tensorboard --logdir {run}/tensorboard", resume]
+    )
+    Console(highlight=False).print(closing_table(result, commands))

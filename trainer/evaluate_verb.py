@@ -1,0 +1,32 @@
+"""The `evaluate` verb: the newest checkpoint of a run, in this one process."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from trainer import logs, machine
+from trainer.closing_words import say_result
+from trainer.config import load_config
+from trainer.errors import CheckpointError
+from trainer.job import Job
+from trainer.launch import set_threads
+from trainer.run_dir import RunDir
+from trainer.stop import LocalStop
+
+
+def evaluate(run: str, rows: str | None) -> None:
+    """Score the run's evaluation segments, or all of `rows`, and print the table. Raises CheckpointError, DataError."""
+    run_dir = RunDir(Path(run).absolute())
+    if not run_dir.config.is_file():
+        raise CheckpointError(
+            f"'{run}' has no config.toml → every run directory that training began in has one → check --run"
+        )
+    config = load_config(run_dir.config)
+    logs.to_console(level=logging.WARNING)
+    threads = machine.cores()
+    set_threads(threads)
+    from trainer.worker import run_evaluation  # noqa: PLC0415 - imports torch, which reads the thread settings
+
+    job = Job(config, str(run_dir.path), LocalStop(), resume="must", threads=threads)
+    say_result(run_evaluation(job, rows or ""), run)
