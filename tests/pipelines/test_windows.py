@@ -89,6 +89,13 @@ def test_resuming_at_every_position_is_the_uninterrupted_tail(folder: Path, orde
         assert following == (whole[index + 1][0] if index + 1 < len(whole) else None)
 
 
+def test_shuffle_fills_windows_with_other_row_groups_every_epoch(folder: Path) -> None:
+    windows = list(make_pass(folder, "shuffle").windows_from())
+    by_epoch = [{frozenset(read_rows(w)) for w in windows if (w.epoch, w.name) == (epoch, "1")} for epoch in (0, 1)]
+    assert len(by_epoch[0]) == len(by_epoch[1]) == 3
+    assert by_epoch[0] != by_epoch[1]
+
+
 def test_two_one_day_runs_have_the_order_of_one_two_day_run(folder: Path) -> None:
     """And a run that ended goes on when a segment is appended."""
     segments = list_segments(str(folder))
@@ -97,7 +104,7 @@ def test_two_one_day_runs_have_the_order_of_one_two_day_run(folder: Path) -> Non
     def cut(chosen: list[Segment]) -> list[frozenset[tuple[int, int]]]:
         return [rows for _, rows in global_batches(Pass(make_schema(), data, chosen, seed=3))]
 
-    assert cut(segments[:1]) + cut(segments[1:2]) == cut(segments[:2])
+    assert cut(segments[:1]) + cut(segments[2:]) == cut([segments[0], segments[2]])
     last = global_batches(Pass(make_schema(), data, segments[:1], seed=3))[-1][0]
     following = Pass(make_schema(), data, segments[:2], seed=3).position_after(last)
     assert following is not None
