@@ -31,7 +31,7 @@ class Prepare(Frozen):
     context_events: `history` supervision: at most this many context events (C) before the supervised ones.
     supervised_events: at most this many supervised events (S) a row.
     split:          "time": segments are days of the event time (UTC). "fractions": after a global sort by (time, user, tie_keys) the
-                    supervised events are cut into `fractions` and written as segments train, valid, test.
+                    supervised events are cut into `fractions` and written as segments 1-train, 2-valid, 3-test.
     partitions:     hash partitions of users; 0 = by the size of the log.
     row_group_rows: rows a Parquet row group.
     """

@@ -150,12 +150,12 @@ def _find_log(log: str) -> list[str]:
     try:
         if is_file(log):
             return [log]
-        found = sorted(glob.glob(log, recursive=True)) if glob.has_magic(log) else [log]
-        files = [path for path in found if is_file(path)]
-        for folder in (path for path in found if path not in files):
-            files += [path for path, _ in list_files(folder) if path.endswith(COLUMNAR_SUFFIXES)]
+        found = glob.glob(log, recursive=True) if glob.has_magic(log) else [log]
+        files = {path for path in found if is_file(path) and path.endswith(COLUMNAR_SUFFIXES)}
+        for folder in (path for path in found if not is_file(path)):
+            files |= {path for path, _ in list_files(folder) if path.endswith(COLUMNAR_SUFFIXES)}
     except FileNotFoundError:
-        files = []
+        files = set()
     except (OSError, ValueError) as error:
         why = str(error).splitlines()[0]
         raise DataError(

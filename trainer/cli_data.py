@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,27 @@ def data() -> None:
     "--config", "config_path", metavar="F", help="Run file whose [data.synth] says how much; else its defaults."
 )
 def synth(out: str, config_path: str | None) -> None:
-    """Write the seeded synthetic event log."""
+    """Write the seeded synthetic event log, and a schema file to start from."""
     from pipelines.config import Synth  # noqa: PLC0415
     from pipelines.synth import write_log  # noqa: PLC0415
     from trainer.config import load_config  # noqa: PLC0415
 
     settings = load_config(config_path).data.synth if config_path else None
-    _show(write_log(settings or Synth(), Path(out)), out)
+    report = write_log(settings or Synth(), Path(out))
+    _write_schema("synthetic.toml", out)
+    _show(report, out)
 
 
 @data.command()
 @click.option("--zip", "archive", required=True, metavar="FILE", help="The original ml-1m.zip.")
 @click.option("--out", required=True, metavar="D", help="Folder for the log; new or empty.")
 def movielens(archive: str, out: str) -> None:
-    """Turn the original MovieLens-1M archive into an event log."""
+    """Turn the original MovieLens-1M archive into an event log, and a schema file to start from."""
     from pipelines.movielens import write_log  # noqa: PLC0415
 
-    _show(write_log(Path(archive), Path(out)), out)
+    report = write_log(Path(archive), Path(out))
+    _write_schema("movielens.toml", out)
+    _show(report, out)
 
 
 @data.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -70,6 +75,13 @@ def inspect(path: str, write_schema: str | None) -> None:
     if write_schema:
         findings.write_schema(Path(write_schema))
         click.echo(f"schema drafted in {write_schema}: check what is marked as a guess")
+
+
+def _write_schema(run_file: str, out: str) -> None:
+    """The `[schema]` of a shipped run file, as it stands there with its comments, beside the log."""
+    text = resources.files("trainer").joinpath("configs", run_file).read_text(encoding="utf-8")
+    schema = text[text.index("[schema]") : text.index("[data]")].rstrip()
+    Path(out, "schema.toml").write_text(f"{schema}\n", encoding="utf-8")
 
 
 def _show(report: Any, out: str) -> None:
