@@ -55,7 +55,25 @@ def _train_and_save(rank: int, world_size: int, folder: str) -> dict[str, Any]:
             Path(f"{folder}/column_wise/checkpoints/step_00000003"), Sharded("table_wise", 1).tensors()
         )
     found["refused"] = refused.value.problems
+    found["damaged"] = _failures_on_one_rank(rank, folder)
     return found
+
+
+def _failures_on_one_rank(rank: int, folder: str) -> list[str]:
+    """A file that one rank finds damaged, a directory that one cannot make: errors on every rank, never a hang."""
+    path = Path(f"{folder}/column_wise/checkpoints/step_00000003")
+    if rank == 0:
+        with (path / "rank_00001_000.safetensors").open("r+b") as file:
+            file.seek(-1, 2)
+            file.write(b"!")
+        (Path(folder) / "blocked").mkdir()
+        (Path(folder) / "blocked" / "checkpoints").write_text("a file")
+    torch.distributed.barrier()
+    with pytest.raises(CheckpointError, match="has another sha256") as damaged:
+        _checkpointer(f"{folder}/column_wise").load(path, {"model": {}})
+    with pytest.raises(CheckpointError, match="must be writable") as blocked:
+        _checkpointer(f"{folder}/blocked").save(CheckpointState(step=1, data_schema=SCHEMA), {"w": torch.ones(2)})
+    return damaged.value.problems + blocked.value.problems
 
 
 def _load(rank: int, world_size: int, folder: str) -> dict[str, Any]:
@@ -79,9 +97,11 @@ def _load(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(500)
 def test_resharding_and_resuming_change_no_bit(tmp_path: Path) -> None:
-    saved = run_ranks(_train_and_save, 2, str(tmp_path))[0]
+    saved, other = run_ranks(_train_and_save, 2, str(tmp_path), timeout=240)
+    assert saved["damaged"] == other["damaged"]
+    assert [line.count(" → ") for line in saved["damaged"]] == [2, 2]
     for sharding in ("row_wise", "table_wise", "column_wise"):
         at_save, after_load, went_on, resumed = saved[sharding]
         assert len(at_save) == 2 * 2 + 2 + 2 * 3
@@ -92,5 +112,5 @@ def test_resharding_and_resuming_change_no_bit(tmp_path: Path) -> None:
         "column-wise sharding keeps one per column shard and cannot be resharded"
     ] * 2
     for world_size in (1, 2, 3):
-        for (saved_as, _), state in run_ranks(_load, world_size, str(tmp_path))[0].items():
+        for (saved_as, _), state in run_ranks(_load, world_size, str(tmp_path), timeout=240)[0].items():
             assert state == saved[saved_as][0]
