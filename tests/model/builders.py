@@ -13,7 +13,7 @@ SECOND = 1_000_000
 def make_spec(
     supervision: str = "candidates", histories: int = 1, *, static: int = 3, max_length: int = 8
 ) -> InputSpec:
-    """The second history lacks an event field and has no action."""
+    """The second history lacks an event field and has no action. The supervised one is not the first of the spec."""
     named = (
         HistorySpec("seen", ("item", "shop", "price"), ("click", "dwell"), max_length),
         HistorySpec("bought", ("item", "price"), (), max_length),
@@ -23,7 +23,7 @@ def make_spec(
         static=tuple(FieldSpec(f"f{i}", 2 + i, dense=i == 1) for i in range(static)),
         event=(FieldSpec("item", 4), FieldSpec("shop", 3), FieldSpec("price", 1, dense=True)),
         action=(FieldSpec("click", 2), FieldSpec("dwell", 1, dense=True)),
-        histories=named,
+        histories=named[::-1] if supervision == "history" else named,
         candidate=("item", "shop", "price"),
         tasks=("click", "buy"),
         supervision=supervision,  # type: ignore[arg-type]
