@@ -53,6 +53,9 @@ def test_sliding_layers_by_hand() -> None:
     ]  # fmt: skip
     tokens = [None if index is None else index.tolist() for index in needed_tokens(stream, [None, 4, 3])]
     assert tokens == [None, [2, 3, 4, 5, 6, 7, 8], [5, 6, 7, 8], [7, 8]]
+    wide = needed_tokens(stream, [64, 3])[0]
+    assert wide is not None
+    assert wide.tolist() == [2, 3, 4, 5, 6, 7, 8]  # never the fields
 
 
 def test_histories_merge_by_time_then_by_clock() -> None:
