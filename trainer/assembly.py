@@ -1,4 +1,5 @@
-"""From a config to the sharded, trainable recommender: author unsharded on meta, plan, shard, materialise, initialise."""
+"""From a config to the sharded, trainable recommender: author unsharded on meta, plan, shard, materialise,
+initialise."""
 
 from __future__ import annotations
 

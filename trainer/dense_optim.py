@@ -24,7 +24,8 @@ def learning_rate(config: Optim, examples: int) -> float:
 
 
 class DenseOptimizer:
-    """AdamW behind the gate. `examples` is set by the loop before each step; grad_norm (dense, before clipping) and lr are of the last step."""
+    """AdamW behind the gate. `examples` is set by the loop before each step; grad_norm (dense, before clipping) and lr
+    are of the last step."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], sync: DenseSync, gate: GradientGate, config: Optim) -> None:
         self._config, self._sync, self._gate = config, sync, gate
@@ -57,8 +58,9 @@ class DenseOptimizer:
         self.adamw.step()
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
-        """{parameter name/moment: tensor}: what a checkpoint holds. Made with zeros where no step has been taken yet, so that it can be loaded into."""
-        tensors = {}
+        """{parameter name/moment: tensor}: what a checkpoint holds. Made with zeros where no step has been taken yet,
+        so that it can be loaded into."""
+        tensors: dict[str, torch.Tensor] = {}
         for name, parameter in self._parameters.items():
             state: dict[str, Any] = self.adamw.state[parameter]
             if not state:

@@ -1,6 +1,7 @@
 """Dense gradients over ranks: bucketed all-reduces launched from gradient hooks, in three named phases.
 
-launch: a bucket is sent as soon as backward has filled it · overlap: backward goes on · wait: before the optimizer reads them.
+launch: a bucket is sent as soon as backward has filled it · overlap: backward goes on · wait: before the optimizer
+reads them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Bucket:
     work: dist.Work | None = field(default=None, repr=False)
 
 
-class DenseSync(DataParallelWrapper):  # type: ignore[misc]
+class DenseSync(DataParallelWrapper):
     """Mode `sync` behind TorchRec's seam for dense parallelism (instead of DistributedDataParallel).
 
     group: a process group of its own, so that the next step's id exchange does not queue behind it.
@@ -48,7 +49,8 @@ class DenseSync(DataParallelWrapper):  # type: ignore[misc]
         )
 
     def attach(self, parameters: dict[str, nn.Parameter]) -> None:
-        """Every rank starts from rank 0's values; buckets follow the order in which backward fills them, the reverse of definition."""
+        """Every rank starts from rank 0's values; buckets follow the order in which backward fills them, the reverse of
+        definition."""
         self.parameters = parameters
         if self._world_size > 1:
             for parameter in parameters.values():
@@ -64,12 +66,16 @@ class DenseSync(DataParallelWrapper):  # type: ignore[misc]
 
     def _add_bucket(self, parameters: list[nn.Parameter]) -> None:
         flat = torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device)
-        views = [v.view_as(p) for v, p in zip(flat.split([p.numel() for p in parameters]), parameters, strict=True)]
+        views = [
+            v.view_as(p) for v, p in zip(torch.split(flat, [p.numel() for p in parameters]), parameters, strict=True)
+        ]
         bucket = Bucket(parameters, flat, views)
         self._buckets.append(bucket)
         for parameter, view in zip(parameters, views, strict=True):
             parameter.grad = view
-            parameter.register_post_accumulate_grad_hook(lambda _, b=bucket: self._filled(b))
+            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                lambda _, b=bucket: self._filled(b)
+            )
 
     def _filled(self, bucket: Bucket) -> None:
         bucket.filled += 1

@@ -39,8 +39,8 @@ class StepInfo:
 
 @dataclass
 class FieldIndex:
-    """A column's values as positions [V] in its table's rows; `segments` [V] gives the position of each value where a position may have
-    other than one, and `lengths` [P] how many it has."""
+    """A column's values as positions [V] in its table's rows; `segments` [V] gives the position of each value where a
+    position may have other than one, and `lengths` [P] how many it has."""
 
     inverse: torch.Tensor
     lengths: torch.Tensor | None = None
@@ -48,7 +48,7 @@ class FieldIndex:
 
 
 @dataclass
-class RequestBatch(Pipelineable):  # type: ignore[misc]
+class RequestBatch(Pipelineable):
     """kjts: {group: KJT keyed by table, stride 1}; the rest is legend of pipelines.batch. labels, weights float [S, K];
     normalizers_K: Σ w over all ranks ÷ world size."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +13,18 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from embeddings.idmap import IdMapper
+from pipelines.segments import Segment
+from pipelines.stream import Executor
+from pipelines.windows import Pass
+from trainer.config import Config
 from trainer.device_batch import RequestBatch
+from trainer.feed import open_feed
+from trainer.metrics.exact import evaluate_task, gauc
 from trainer.runtime import Runtime
+from trainer.telemetry.records import EvalRecord
+from trainer.telemetry.telemetry import Telemetry
+from trainer.train_state import TrainState
 
 
 @dataclass(frozen=True)
@@ -24,6 +36,53 @@ class Predictions:
 
     tasks: dict[str, dict[str, np.ndarray[Any, Any]]]
     rows: int
+
+
+class Evaluator:
+    """Predicts the held-out segments with a model as it is and reports them. Called by the loop at its cadence and at
+    the end; collective."""
+
+    def __init__(
+        self,
+        config: Config,
+        segments: tuple[Segment, ...],
+        mapper: IdMapper,
+        runtime: Runtime,
+        executor: Executor,
+        telemetry: Telemetry,
+    ) -> None:
+        self._config, self._segments, self._mapper = config, segments, mapper
+        self._runtime, self._executor, self._telemetry = runtime, executor, telemetry
+
+    def __call__(self, model: nn.Module, state: TrainState, rows: int = 0) -> EvalRecord:
+        """rows: stop after about so many, 0 = all. The model must be detached from its training pipeline."""
+        config, started = self._config, time.perf_counter()
+        pass_ = Pass(config.schema, config.data, self._segments, shuffle=False)
+        feed = open_feed(pass_, None, self._executor, self._mapper, self._runtime, train=False)
+        limit = -(-rows // config.data.global_batch) if rows else None
+        try:
+            found = predict(
+                model,
+                itertools.islice(feed, limit),
+                tuple(config.schema.tasks),
+                config.schema.supervised_history if config.schema.supervision == "history" else "",
+                self._runtime,
+            )
+        finally:
+            feed.close()
+        tasks = found.tasks.items()
+        record = EvalRecord(
+            step=state.step,
+            examples=state.examples,
+            split=",".join(s.name for s in self._segments),
+            tasks={task: evaluate_task(a["probability"], a["label"], a["weight"]) for task, a in tasks},
+            gauc={task: gauc(a["probability"], a["label"], a["user"], a["weight"]) for task, a in tasks},
+            rows=found.rows,
+            seconds=time.perf_counter() - started,
+        )
+        if self._runtime.is_first:  # where the predictions are
+            self._telemetry.eval(record)
+        return record
 
 
 def predict(
@@ -83,15 +142,15 @@ def _concatenate(parts: list[dict[str, np.ndarray[Any, Any]]]) -> dict[str, np.n
 
 def _gather(arrays: dict[str, np.ndarray[Any, Any]], runtime: Runtime) -> dict[str, np.ndarray[Any, Any]]:
     """All ranks' arrays on rank 0, in rank order; padded to one length for the exchange."""
-    counts = torch.zeros(runtime.world_size, dtype=torch.int64)
-    own = torch.tensor([len(arrays["label"])])
-    dist.all_gather_into_tensor(counts, own, group=runtime.control)
-    longest = int(counts.max())
+    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(runtime.world_size)]
+    dist.all_gather(counts, torch.tensor([len(arrays["label"])]), group=runtime.control)
+    lengths = [int(count) for count in counts]
+    longest = max(lengths)
     gathered = {}
     for name, array in arrays.items():
         padded = torch.from_numpy(np.pad(array, (0, longest - len(array))))
-        parts = [torch.empty_like(padded) for _ in counts] if runtime.is_first else None
+        parts = [torch.empty_like(padded) for _ in lengths] if runtime.is_first else None
         dist.gather(padded, parts, group_dst=0, group=runtime.control)
-        kept = [p[:n].numpy() for p, n in zip(parts, counts.tolist(), strict=True)] if parts else [array[:0]]
+        kept = [p[:n].numpy() for p, n in zip(parts, lengths, strict=True)] if parts else [array[:0]]
         gathered[name] = np.concatenate(kept)
     return gathered

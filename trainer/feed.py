@@ -69,7 +69,8 @@ class Feed(Iterator[RequestBatch]):
             self._batches.close()
 
     def _read(self) -> Batch | None:
-        """The next batch, with ranks in agreement about it; an error of one rank's reader is an error on all, not a hang."""
+        """The next batch, with ranks in agreement about it; an error of one rank's reader is an error on all, not a
+        hang."""
         started = time.perf_counter()
         error: Exception | None = None
         batch: Batch | None = None
@@ -102,7 +103,8 @@ class Feed(Iterator[RequestBatch]):
         return batch
 
     def _agree(self, batch: Batch | None, error: Exception | None) -> tuple[list[float], int]:
-        """[Σ w per task, labelled positions per task, rows, failed, ended, stop, save], summed over ranks; newest event time."""
+        """[Σ w per task, labelled positions per task, rows, failed, ended, stop, save], summed over ranks; newest event
+        time."""
         sums = np.zeros(2 * len(self._tasks) + 5)
         newest = np.iinfo(np.int64).min
         if batch is not None:
@@ -115,8 +117,9 @@ class Feed(Iterator[RequestBatch]):
         sums[-4:] = error is not None, batch is None and error is None, *self._wants()
         if self._runtime.world_size > 1:
             shared = torch.from_numpy(np.append(sums, newest / 1e6))
-            gathered = torch.empty(self._runtime.world_size, len(shared), dtype=torch.float64)
-            dist.all_gather_into_tensor(gathered, shared, group=self._runtime.control)
+            parts = [torch.empty_like(shared) for _ in range(self._runtime.world_size)]
+            dist.all_gather(parts, shared, group=self._runtime.control)
+            gathered = torch.stack(parts)
             # Summed in rank order on every rank: all_reduce would leave the order to the backend.
             sums, newest = gathered[:, :-1].sum(0).numpy(), round(float(gathered[:, -1].max()) * 1e6)
         return sums.tolist(), int(newest)
@@ -138,7 +141,8 @@ def open_feed(
     train: bool = True,
     wants: Callable[[], tuple[bool, bool]] = lambda: (False, False),
 ) -> Feed:
-    """The feed of what comes after the global batch at `done` (None = of the whole pass). Raises DataError when data and position differ."""
+    """The feed of what comes after the global batch at `done` (None = of the whole pass). Raises DataError when data
+    and position differ."""
     start = None if done is None else pass_.position_after(done)
     over = done is not None and start is None
     stream = None if over else batches(pass_, runtime.world_size, runtime.rank, start, executor)

@@ -1,8 +1,9 @@
 """The gate between the tower and the tables: a bad step never reaches either.
 
-Tables are updated inside backward, so a NaN must be stopped where the gradient leaves the tower. The gate is the first autograd
-node of a forward, hence the last of the tower to run backward: by then every dense gradient of this rank exists too. Ranks agree on
-one flag; on a bad step the tables receive zeros and the dense optimizer skips.
+Tables are updated inside backward, so a NaN must be stopped where the gradient leaves the tower. The gate is the first
+autograd
+node of a forward, hence the last of the tower to run backward: by then every dense gradient of this rank exists too.
+Ranks agree on one flag; on a bad step the tables receive zeros and the dense optimizer skips.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch.nn.utils import get_total_norm
 class GradientGate:
     """Checks loss, gradients of table rows, and dense gradients, and agrees over `group`.
 
-    `ok`: after a backward, whether the step may be applied, the same on every rank. `bad_steps`: how many were not, so far.
+    `ok`: after a backward, whether the step may be applied, the same on every rank. `bad_steps`: how many were not, so
+    far.
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
@@ -34,7 +36,8 @@ class GradientGate:
 
     def agree(self, gradients: list[torch.Tensor]) -> bool:
         """Collective: True iff loss and all gradients are finite on every rank."""
-        found = gradients + [p.grad for p in self.dense_parameters if p.grad is not None]
+        dense = [p.grad for p in self.dense_parameters if p.grad is not None]
+        found = [g for g in gradients + dense if g.numel()]  # a rank may have looked up no row of a table
         # The largest magnitude of a tensor with a NaN or an inf is not finite.
         flags = [torch.isfinite(get_total_norm(found, norm_type=float("inf")))] if found else []
         if self._loss is not None:
@@ -50,7 +53,8 @@ class GradientGate:
         """The same rows; their gradients pass only in a good step."""
         if not torch.is_grad_enabled() or not any(r.requires_grad for r in rows.values()):
             return rows
-        return dict(zip(rows, _Gate.apply(self, *rows.values()), strict=True))
+        gated = _Gate.apply(self, *rows.values())  # type: ignore[no-untyped-call]
+        return dict(zip(rows, gated, strict=True))
 
 
 class _Gate(torch.autograd.Function):

@@ -14,7 +14,8 @@ from pipelines.schema import INPUT_ROLES, Column, Schema
 
 @dataclass(frozen=True)
 class Layout:
-    """Input fields and their columns. static and candidate: {field: column}; event and action: {history: {field: column}}."""
+    """Input fields and their columns. static and candidate: {field: column}; event and action: {history: {field:
+    column}}."""
 
     spec: InputSpec
     static: dict[str, str]

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from embeddings.tables import Tables
 from pipelines.windows import Pass
 from trainer.assembly import Assembly
 from trainer.checkpoint.checkpointer import Checkpointer
@@ -26,7 +27,8 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """train() runs to the end of the data, to max_steps, or until asked to stop, and leaves a checkpoint. Every method is collective.
+    """train() runs to the end of the data, to max_steps, or until asked to stop, and leaves a checkpoint. Every method
+    is collective.
 
     feed_from: makes the feed that starts after a state. evaluate: called with the detached model at its own cadence.
     """
@@ -39,7 +41,7 @@ class Trainer:
         feed_from: Callable[[TrainState], Feed],
         reporter: Reporter,
         checkpointer: Checkpointer,
-        evaluate: Callable[[nn.Module, TrainState], None],
+        evaluate: Callable[[nn.Module, TrainState, int], object],
         runtime: Runtime,
     ) -> None:
         self._config, self._assembly, self._pass = config, assembly, pass_
@@ -65,7 +67,7 @@ class Trainer:
                     self.evaluate()
                 if self._feed.saving:
                     self.save()
-            self._reporter.end(self.state)
+            self._reporter.end(self.state, self._feed)
             self.save()
         finally:
             self._feed.close()
@@ -81,7 +83,8 @@ class Trainer:
         return self._feed.stopping or bool(limit and self.state.step >= limit)
 
     def _step(self) -> Outputs | None:
-        """Forward, backward, both optimizers; the ids of later batches travel meanwhile. None at the end of the data."""
+        """Forward, backward, both optimizers; the ids of later batches travel meanwhile. None at the end of the
+        data."""
         self._assembly.optimizer.examples = self.state.examples
         try:
             outputs: Outputs = self._pipeline.progress(self._feed)
@@ -97,13 +100,19 @@ class Trainer:
         return bool(every) and self.state.step % every == 0
 
     def evaluate(self) -> None:
-        """Detach the pipeline, predict, attach it again at the next step: the trajectory stays as it was."""
+        """Detach the pipeline, predict, attach it again: the trajectory stays as it was."""
         started = time.perf_counter()
-        self._evaluate_model(self._pipeline.detach(), self.state)
+        self._evaluate_model(self._pipeline.detach(), self.state, self._config.train.eval_rows)
+        self._pipeline.attach()
+        if self._pipeline.contexts:
+            # Attaching sends the ids of the batch in flight once more, into new contexts: that exchange has to be ended
+            # too, or the lookup would read it half done.
+            self._pipeline.wait_sparse_data_dist(self._pipeline.contexts[0])
         self._reporter.not_training(time.perf_counter() - started)
 
     def save(self) -> None:
-        """Weights, optimizers, id maps, metrics and position, in one commit; nothing where this step is saved already."""
+        """Weights, optimizers, id maps, metrics and position, in one commit; nothing where this step is saved
+        already."""
         self._feed.saving = False
         state = self.state.to_checkpoint(
             self._config, self._world_size, self._assembly.gate.bad_steps, self._reporter.metrics_state()
@@ -121,8 +130,9 @@ class Trainer:
         self._reporter.restore(found.extra["metrics"])
 
 
-def require_pipelined(pipeline: TrainPipelineSparseDist[RequestBatch, Outputs], tables: nn.Module) -> None:
-    """Raises RuntimeError if torch.fx could not pipeline every sharded module: the numbers would be right, the overlap gone, silently."""
+def require_pipelined(pipeline: TrainPipelineSparseDist[RequestBatch, Outputs], tables: Tables) -> None:
+    """Raises RuntimeError if torch.fx could not pipeline every sharded module: the numbers would be right, the overlap
+    gone, silently."""
     expected = len(list(tables.collections.children()))
     found = len(pipeline._pipelined_modules)
     if found != expected:

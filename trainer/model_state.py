@@ -10,10 +10,11 @@ ID_MAPS = "id_maps"
 
 
 def model_tensors(assembly: Assembly, step: int | None = None) -> dict[str, Any]:
-    """{name: Tensor or ShardedTensor}; collective-free. Weights and optimizer states are the model's own memory, id maps are copies.
+    """{name: Tensor or ShardedTensor}; collective-free. Weights and optimizer states are the model's own memory, id
+    maps are copies.
 
-    weights/…: every parameter and buffer, tables as ShardedTensors. tables_optimizer/…: fused state. dense_optimizer/…: AdamW's.
-    id_maps/…: as of `step` (ids are mapped ahead of being trained), None = as they are.
+    weights/…: every parameter and buffer, tables as ShardedTensors. tables_optimizer/…: fused state. dense_optimizer/…:
+    AdamW's. id_maps/…: as of `step` (ids are mapped ahead of being trained), None = as they are.
     """
     tensors: dict[str, Any] = {f"weights/{name}": value for name, value in assembly.model.state_dict().items()}
     fused: dict[str, dict[str, Any]] = assembly.model.fused_optimizer.state_dict()["state"]

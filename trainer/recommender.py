@@ -1,7 +1,7 @@
 """The recommender: tables and ranker joined, the one module handed to TorchRec to shard.
 
-Its forward is three calls and no logic, because TrainPipelineSparseDist traces it with torch.fx; the logic lives in the two leaf
-modules below.
+Its forward is three calls and no logic, because TrainPipelineSparseDist traces it with torch.fx; the logic lives in the
+two leaf modules below.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from trainer.layout import Layout
 
 @dataclass
 class Outputs:
-    """One rank's share of a step: loss (its Σ w·l ÷ the global Σ w, times world size), detached; probabilities, labels, weights [S, K]."""
+    """One rank's share of a step: loss (its Σ w·l ÷ the global Σ w, times world size), detached; probabilities, labels,
+    weights [S, K]."""
 
     info: StepInfo
     loss: torch.Tensor

@@ -1,4 +1,5 @@
-"""What this process is in the run: rank, device, backend, dtype, threads, process groups; each choice with its reason."""
+"""What this process is in the run: rank, device, backend, dtype, threads, process groups; each choice with its
+reason."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Runtime:
-    """tables: the group of id and row exchange. dense: gradients'. gate: the bad-step flag's. control: host-side agreements (always gloo).
+    """tables: the group of id and row exchange. dense: gradients'. gate: the bad-step flag's. control: host-side
+    agreements (always gloo).
 
     Separate groups, so that no exchange queues behind another kind of it.
     """
@@ -46,7 +48,8 @@ def _choose_device(local_rank: int) -> tuple[torch.device, str, str]:
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
             raise ConfigError(
-                f"local rank {local_rank} on a host with {torch.cuda.device_count()} GPUs → one worker per GPU → lower --launch.workers"
+                f"local rank {local_rank} on a host with {torch.cuda.device_count()} GPUs → one worker per GPU "
+                "→ lower --launch.workers"
             )
         return torch.device("cuda", local_rank), "nccl", "a GPU is visible to torch"
     return torch.device("cpu"), "gloo", "no GPU is visible to torch"
@@ -54,17 +57,19 @@ def _choose_device(local_rank: int) -> tuple[torch.device, str, str]:
 
 @contextmanager
 def start(timeout_seconds: float, threads: int) -> Iterator[Runtime]:
-    """Joins the process groups (RANK, WORLD_SIZE and MASTER_* from the environment; alone without them) and leaves them at the end.
+    """Joins the process groups (RANK, WORLD_SIZE and MASTER_* from the environment; alone without them) and leaves them
+    at the end.
 
     threads: of this process on CPU; 0 leaves torch's choice.
     """
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device, backend, why = _choose_device(local_rank)
     timeout = timedelta(seconds=timeout_seconds)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        # cuBLAS repeats itself only with a fixed workspace; bit-for-bit resume is promised on CPU, so this stays the user's choice.
+        # cuBLAS repeats itself only with a fixed workspace; bit-for-bit resume is promised on CPU, so this stays the
+        # user's choice.
     else:
         torch.use_deterministic_algorithms(True)
         if threads:
@@ -72,9 +77,12 @@ def start(timeout_seconds: float, threads: int) -> Iterator[Runtime]:
     started_here = not dist.is_initialized()
     if started_here:
         if world_size == 1:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+            alone = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=timeout)
         else:
             dist.init_process_group(backend, timeout=timeout)
+    world = dist.group.WORLD
+    assert world is not None
     try:
         yield Runtime(
             rank=dist.get_rank(),
@@ -83,7 +91,7 @@ def start(timeout_seconds: float, threads: int) -> Iterator[Runtime]:
             device=device,
             backend=backend,
             threads=torch.get_num_threads(),
-            tables=dist.group.WORLD,
+            tables=world,
             dense=dist.new_group(backend=backend, timeout=timeout),
             gate=dist.new_group(backend=backend, timeout=timeout),
             control=dist.new_group(backend="gloo", timeout=timeout),

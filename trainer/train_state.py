@@ -15,8 +15,9 @@ from trainer.recommender import Outputs
 
 @dataclass(frozen=True)
 class TrainState:
-    """step: optimizer steps done, bad ones included. examples: supervised positions with a label. data_through: newest event time
-    trained on, microseconds. position: of the last global batch trained; None before the first. lineage: checkpoints gone on from."""
+    """step: optimizer steps done, bad ones included. examples: supervised positions with a label. data_through: newest
+    event time trained on, microseconds. position: of the last global batch trained; None before the first. lineage:
+    checkpoints gone on from."""
 
     step: int = 0
     examples: int = 0

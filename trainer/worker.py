@@ -59,6 +59,7 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
             path = run_dir.latest() if job.resume != "never" else None
             if path is not None:
                 trainer.resume(path)
+                telemetry.resumed(trainer.state.step, trainer.state.examples, path)
             state = trainer.train()
             if segments.eval and not job.stop.requested():
                 evaluator(assembly.model, state)
@@ -91,7 +92,8 @@ def dry_run(job: Job, runtime: Runtime) -> dict[str, Any]:
 
 
 def run_evaluation(job: Job, rows: str = "") -> dict[str, Any] | None:
-    """The newest checkpoint of `job.run_dir` on its evaluation segments, or on all of `rows`. Returns metrics per task on rank 0."""
+    """The newest checkpoint of `job.run_dir` on its evaluation segments, or on all of `rows`. Returns metrics per task
+    on rank 0."""
     with start(job.config.launch.timeout_seconds, job.threads) as runtime:
         run_dir = RunDir(job.run_dir)
         config = job.config
@@ -107,9 +109,10 @@ def run_evaluation(job: Job, rows: str = "") -> dict[str, Any] | None:
             trainer, evaluator = _join(job, runtime, assembly, segments, segments, telemetry)
             path = run_dir.require_latest()
             trainer.resume(path)
-            record = evaluator(assembly.model, trainer.state)
+            evaluator(assembly.model, trainer.state)
+            result = telemetry.finish() | {"places": {"run directory": job.run_dir, "checkpoint": str(path)}}
             telemetry.close()
-        return record if runtime.is_first else None
+        return result if runtime.is_first else None
 
 
 def _join(
@@ -123,7 +126,7 @@ def _join(
     config = job.config
     pass_ = Pass(config.schema, config.data, train, config.train.seed)
     checkpointer = Checkpointer(RunDir(job.run_dir), config.checkpoint, runtime.control)
-    reporter = Reporter(config, runtime, telemetry, checkpointer)
+    reporter = Reporter(config, runtime, telemetry, checkpointer, assembly.optimizer, assembly.gate)
     trainer: Trainer
 
     def wants() -> tuple[bool, bool]:

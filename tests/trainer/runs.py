@@ -1,0 +1,94 @@
+"""Whole training runs through the public worker function, on real gloo ranks, and what they left behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from embeddings.config import Embeddings, Table
+from model.config import Model
+from tests.distributed.ranks import run_ranks
+from tests.pipelines.rows import make_data, make_schema
+from trainer.checkpoint import manifest
+from trainer.checkpoint.storage import open_safetensors
+from trainer.config import Config
+from trainer.config_sections import Checkpoint, Optim, Telemetry, Train
+from trainer.job import Job
+from trainer.run_dir import RunDir
+
+
+class Never:
+    """A stop signal that is never given."""
+
+    def requested(self) -> bool:
+        return False
+
+
+def tiny_config(rows: Path, **sections: Any) -> Config:
+    """Every kind of column, two histories, two tasks, a vocabulary, and a row-wise and a table-wise table, in 5-row
+    batches.
+
+    sections: {"train": {"max_steps": 3}, …} over the defaults here.
+    """
+    tables = {
+        "item": Table(rows=256, mapping="vocabulary", buckets=8),
+        "words": Table(rows=97, sharding="row_wise"),
+        "tags": Table(rows=50, sharding="table_wise"),
+    }
+    config = Config(
+        schema=make_schema(),
+        data=make_data(rows, segments=".."),
+        embeddings=Embeddings(width=8, default_rows=64, tables=tables),
+        model=Model(dim=16, num_layers=2, full_layers=1, num_heads=2, windows=(4,)),
+        optim=Optim(lr=3e-3, warmup_examples=50),
+        train=Train(log_every=4),
+        checkpoint=Checkpoint(every_minutes=0.0),
+        telemetry=Telemetry(prometheus=False, tensorboard=False),
+    )
+    return replace(config, **{k: getattr(config, k).model_copy(update=v) for k, v in sections.items()})
+
+
+def _worker(rank: int, world_size: int, job: Job) -> dict[str, Any] | None:
+    torch.use_deterministic_algorithms(True)
+    from trainer.worker import run_worker
+
+    return run_worker(job)
+
+
+def train(config: Config, run_dir: Path, world_size: int, resume: str = "never", timeout: float = 120) -> Any:
+    """Rank 0's result of a run of N ranks, to its end."""
+    RunDir(run_dir).prepare(resume)  # type: ignore[arg-type]
+    job = Job(config, str(run_dir), Never(), resume, threads=1)  # type: ignore[arg-type]
+    return run_ranks(_worker, world_size, job, timeout=timeout)[0]
+
+
+def saved_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
+    """{name: whole tensor} of the newest checkpoint, shards put together."""
+    path = RunDir(run_dir).latest()
+    assert path is not None, f"no checkpoint in {run_dir}"
+    index = manifest.read_index(path, manifest.read_commit(path))
+    tensors = {}
+    for name, record in index.tensors.items():
+        whole = torch.zeros(record.size, dtype=manifest.torch_dtype(record.dtype))
+        for chunk in record.chunks:
+            with open_safetensors(path, chunk.file) as file:
+                box = tuple(slice(o, o + s) for o, s in zip(chunk.offsets, chunk.sizes, strict=True))
+                whole[box] = file.get_tensor(chunk.key)
+        tensors[name] = whole
+    return tensors
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], tolerance: float = 0.0) -> list[str]:
+    """Names whose values differ by more than `tolerance` (0: in any bit), and names that only one has."""
+    found = sorted(a.keys() ^ b.keys())
+    for name in a.keys() & b.keys():
+        if a[name].shape != b[name].shape:
+            found.append(f"{name}: {tuple(a[name].shape)} and {tuple(b[name].shape)}")
+        elif tolerance == 0 and not torch.equal(a[name], b[name]):
+            found.append(name)
+        elif tolerance and not torch.allclose(a[name].double(), b[name].double(), rtol=0, atol=tolerance):
+            found.append(f"{name}: {(a[name].double() - b[name].double()).abs().max():.2e}")
+    return found

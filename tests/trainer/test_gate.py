@@ -1,0 +1,66 @@
+"""A bad step changes nothing: not the tables, not the tower, not a moment of either optimizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.pipelines.rows import make_rows, write_rows
+from tests.trainer.runs import differing, saved_tensors, tiny_config, train
+from trainer.checkpoint import manifest
+from trainer.checkpoint.state import read_state
+from trainer.gate import GradientGate
+from trainer.run_dir import RunDir
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("value", [float("inf"), 3e38])
+def test_a_bad_step_leaves_weights_and_states_as_they_were(tmp_path: Path, world_size: int, value: float) -> None:
+    """One row of the last batch carries a number the tower cannot bear; with two ranks, one of them sees nothing
+    wrong."""
+    write_rows(tmp_path / "rows" / "dt=1" / "part-0.parquet", make_rows(15, seed=1))
+    bad = make_rows(5, seed=2)
+    bad[3]["score"] = value
+    write_rows(tmp_path / "rows" / "dt=2" / "part-0.parquet", bad)
+    for name, segments in {"good": "1", "bad": "1..2"}.items():
+        train(tiny_config(tmp_path / "rows", data={"segments": segments}), tmp_path / name, world_size)
+    before, after = saved_tensors(tmp_path / "good"), saved_tensors(tmp_path / "bad")
+    assert [name for name in differing(before, after) if not name.startswith("id_maps/")] == []
+    path = RunDir(tmp_path / "bad").latest()
+    assert path is not None
+    state = read_state(path, manifest.read_commit(path))
+    assert (state.step, state.bad_steps) == (4, 1)
+
+
+def _gated(gate: GradientGate, hook: float) -> torch.Tensor:
+    rows = {"a": torch.ones(3, 2, requires_grad=True), "b": torch.ones(2, 2, requires_grad=True)}
+    out = gate.through(rows)
+    loss = out["a"].sum() + 2 * out["b"].sum()
+    out["b"].register_hook(lambda g: g * hook)
+    gate.watch_loss(loss)
+    loss.backward()
+    return torch.cat([rows["a"].grad.flatten(), rows["b"].grad.flatten()])
+
+
+def test_a_gradient_that_overflows_behind_a_finite_loss_is_stopped() -> None:
+    gate = GradientGate(None)
+    assert _gated(gate, float("inf")).eq(0).all()
+    assert (gate.ok, gate.bad_steps) == (False, 1)
+    assert _gated(gate, 1.0).tolist() == [1.0] * 6 + [2.0] * 4
+    assert (gate.ok, gate.bad_steps) == (True, 1)
+
+
+def test_a_dense_gradient_that_overflows_is_seen_before_the_tables_are_updated() -> None:
+    gate = GradientGate(None)
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.register_hook(lambda g: g * float("nan"))
+    gate.dense_parameters = [weight]
+    row = torch.ones(1, 2, requires_grad=True)
+    loss = (gate.through({"a": row})["a"] * weight).sum()
+    gate.watch_loss(loss)
+    loss.backward()
+    assert not gate.ok
+    assert row.grad is not None
+    assert row.grad.eq(0).all()

@@ -1,0 +1,150 @@
+"""What the loop tells telemetry, and when: metrics taken before each update, per task, window, segment and lifetime."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pipelines.windows import Pass
+from trainer.checkpoint.checkpointer import Checkpointer, Saved
+from trainer.config import Config
+from trainer.dense_optim import DenseOptimizer
+from trainer.feed import Feed
+from trainer.gate import GradientGate
+from trainer.metrics.streaming import GlobalMetrics, TaskMetrics
+from trainer.recommender import Outputs
+from trainer.runtime import Runtime
+from trainer.telemetry.jsonl import task_values
+from trainer.telemetry.records import TrainRecord
+from trainer.telemetry.telemetry import Telemetry
+from trainer.train_state import TrainState
+
+
+class Reporter:
+    """Called after every step, on every rank; collective every `train.log_every` steps and where a segment ends.
+
+    Speeds are of the time spent training: evaluation and checkpoints are taken out.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        runtime: Runtime,
+        telemetry: Telemetry,
+        checkpointer: Checkpointer,
+        optimizer: DenseOptimizer,
+        gate: GradientGate,
+    ) -> None:
+        self._config, self._runtime, self._telemetry = config, runtime, telemetry
+        self._checkpointer, self._optimizer, self._gate = checkpointer, optimizer, gate
+        self._metrics = TaskMetrics(tuple(config.schema.tasks))
+        self._batches_left = 0
+        self._segment = ""
+        self._pass: Pass | None = None
+
+    def start(self, state: TrainState, pass_: Pass) -> None:
+        """Before the first step."""
+        self._pass = pass_
+        self._segment = state.position.name if state.position else ""
+        if self._runtime.is_first:
+            self._batches_left = batches_left(pass_, state, self._config.train.max_steps)
+        self._begin_window(state)
+
+    def after_step(self, outputs: Outputs, state: TrainState, feed: Feed) -> None:
+        """Adds the step to the sums, and reports where it is time to."""
+        segment = outputs.info.position.name
+        if self._segment and segment != self._segment:
+            self._end_segment(state)
+        self._segment = segment
+        self._batches_left -= 1
+        self._metrics.update(outputs.probabilities_SK.cpu(), outputs.labels_SK.cpu(), outputs.weights_SK.cpu())
+        if self._gate.ok:  # a bad step's loss is counted as a bad step, not averaged
+            self._losses += torch.stack([outputs.loss.detach().double().cpu(), torch.ones((), dtype=torch.float64)])
+        if state.step % self._config.train.log_every == 0:
+            self._report(state, feed)
+
+    def end(self, state: TrainState, feed: Feed) -> None:
+        """After the last step: what has not been reported yet."""
+        if state.step > self._first.step:
+            self._report(state, feed)
+
+    def not_training(self, seconds: float) -> None:
+        """Takes time out of the speeds."""
+        self._paused += seconds
+
+    def saved(self, state: TrainState, saved: Saved) -> None:
+        """A checkpoint was committed, unless this step had one."""
+        if not saved.written:
+            return
+        self.not_training(saved.seconds)
+        self._telemetry.checkpoint(state.step, state.examples, saved.path, saved.bytes, saved.seconds)
+
+    def metrics_state(self) -> dict[str, Any]:
+        """Collective: what a checkpoint keeps."""
+        return self._metrics.reduced(self._runtime.control).state()
+
+    def restore(self, metrics: Any) -> None:
+        """The inverse, under any world size."""
+        self._metrics.load(metrics, self._runtime.rank)
+
+    def _begin_window(self, state: TrainState) -> None:
+        self._first = state
+        self._started = time.perf_counter()
+        self._paused = 0.0
+        self._losses = torch.zeros(2, dtype=torch.float64)
+        self._metrics.reset("window")
+
+    def _report(self, state: TrainState, feed: Feed) -> None:
+        seconds = max(1e-9, time.perf_counter() - self._started - self._paused)
+        reduced = self._metrics.reduced(self._runtime.control)
+        if self._runtime.world_size > 1:
+            dist.all_reduce(self._losses, group=self._runtime.control)
+        self._telemetry.train(self._record(state, seconds, feed.wait_seconds, reduced))
+        feed.wait_seconds = 0.0
+        self._begin_window(state)
+
+    def _record(self, state: TrainState, seconds: float, waited: float, reduced: GlobalMetrics) -> TrainRecord:
+        steps = state.step - self._first.step
+        loss, good = self._losses.tolist()
+        position = state.position
+        assert position is not None
+        return TrainRecord(
+            step=state.step,
+            examples=state.examples,
+            rows=state.rows,
+            loss=loss / good if good else None,
+            examples_per_second=(state.examples - self._first.examples) / seconds,
+            rows_per_second=(state.rows - self._first.rows) / seconds,
+            step_seconds=seconds / steps,
+            data_wait_seconds=waited / steps,
+            grad_norm=float(self._optimizer.grad_norm),
+            learning_rate=self._optimizer.lr,
+            tasks=reduced.values("window"),
+            lifetime=reduced.values("lifetime"),
+            data_through=state.data_through,
+            bad_steps=self._gate.bad_steps,
+            epoch=position.epoch,
+            segment=position.name,
+            seconds_left=max(0, self._batches_left) * seconds / steps,
+            checkpoint_age_seconds=self._checkpointer.seconds_since_save(),
+        )
+
+    def _end_segment(self, state: TrainState) -> None:
+        """Progressive validation: the finished segment's metrics, each prediction made before its update."""
+        values = self._metrics.reduced(self._runtime.control).values("segment")
+        self._metrics.reset("segment")
+        tasks = {task: task_values(of_task) for task, of_task in values.items()}
+        self._telemetry.event("segment", state.step, state.examples, segment=self._segment, tasks=tasks)
+
+
+def batches_left(pass_: Pass, state: TrainState, max_steps: int) -> int:
+    """Global batches still to train. Reads every footer."""
+    if state.position is None:
+        left = pass_.total_batches()
+    else:
+        left = sum(window.batches for window in pass_.windows_from(state.position))
+        left -= 1 + state.position.batch % pass_.data.window_batches
+    return min(left, max_steps - state.step) if max_steps else left
