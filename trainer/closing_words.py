@@ -12,7 +12,7 @@ from trainer.telemetry.closing import closing_table
 
 
 def say_result(result: Mapping[str, Any] | None, run: str, stopped: bool = False) -> None:
-    """result: of `run_worker` or `run_evaluation`; None on the ranks that have nothing to say. run: as the user named it."""
+    """result: of `run_worker` or `run_evaluation`; None where another rank speaks. run: as the user named it."""
     if result is None:
         return
     if "dry_run" in result:

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import uuid
@@ -60,8 +59,12 @@ def run_on_ray(
     thread = threading.Thread(target=driver.run, name="ray-driver", daemon=True)
     thread.start()
     interrupts.hand_over()
+    armed = False
     while thread.is_alive():  # short waits: a signal handler runs between them
         thread.join(WATCH_SECONDS)
+        if driver.connected.is_set() and not armed:
+            interrupts.arm()  # connecting, Ray's C++ core puts a crash reporter on SIGTERM
+            armed = True
     if driver.error is not None:
         raise driver.error
     return driver.result
@@ -75,12 +78,14 @@ class _Driver:
         self._entry = entry
         self._choice = choice
         self._stop = stop
+        self.connected = threading.Event()
         self.result: dict[str, Any] | None = None
         self.error: BaseException | None = None
 
     def run(self) -> None:
         try:
             with ray_session(self._job.config.launch.ray_address, self._choice.workers, self._choice.threads):
+                self.connected.set()
                 if self._stop.requested():
                     raise KeyboardInterrupt
                 self.result = self._train()
@@ -221,5 +226,4 @@ def ray_session(address: str, workers: int, threads: int) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stdout.flush()
         ray.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -75,7 +76,7 @@ def test_inline_runs_here():
 
 
 @pytest.mark.timeout(150)
-def test_ray_workers_form_a_group_speak_plainly_and_stop_together(monkeypatch, capfd):
+def test_ray_workers_form_a_group_speak_plainly_and_stop_together(capfd):
     class Terminal:
         """Asks the process to end, as `kill` does, as soon as rank 0 has said that it runs."""
 
@@ -92,8 +93,8 @@ def test_ray_workers_form_a_group_speak_plainly_and_stop_together(monkeypatch, c
             pass
 
     terminal = Terminal()
-    monkeypatch.setattr(sys, "stdout", terminal)
-    result = launched(Launch(workers=2), entries.describe_until_stopped)
+    with contextlib.redirect_stdout(terminal):  # type: ignore[type-var]
+        result = launched(Launch(workers=2), entries.describe_until_stopped)
     stopped_at = result.pop("stopped_at")
     assert stopped_at is not None
     assert result == {
@@ -141,17 +142,8 @@ with Interrupts(stop) as interrupts:
 def test_torchrun_runs_the_same_entry(tmp_path):
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        "0",
-        str(script),
-        "describe",
-    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    command = [*torchrun, "--nproc-per-node", "2", str(script), "describe"]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100, check=False
     )
