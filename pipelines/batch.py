@@ -1,8 +1,8 @@
 """The batch between the rooms: plain arrays, no torch. One rank's share of one global batch.
 
-Sizes: R request rows · U unique ids of a table · V values of a field · P positions of a group: R for static fields, ΣT for a
-history (events of all rows, oldest first, row after row), ΣK for candidates · S supervised positions: ΣK in `candidates`
-supervision, ΣT of the supervised history in `history` supervision.
+Sizes: R request rows · U unique ids of a table · V values of a field · P positions of a group: R for static fields, ΣT
+for a history (events of all rows, oldest first, row after row), ΣK for candidates · S supervised positions: ΣK in
+`candidates` supervision, ΣT of the supervised history in `history` supervision.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class TableIds:
-    """Ids of one table in this batch, each once. ids: int64 [U], ascending. counts: int64 [U], occurrences in the rows (0 on a filler)."""
+    """Ids of one table in this batch, each once. ids: int64 [U], ascending. counts: int64 [U], occurrences in the rows
+    (0 on a filler)."""
 
     ids: Int64
     counts: Int64
@@ -64,10 +65,11 @@ class Batch:
     history_lengths:   {history: int32 [R]}.
     candidate_lengths: int32 [R]; all zero in `history` supervision.
     times:             {history: int64 [ΣT]} event times in microseconds.
-    clocks, action_clocks: {history: int64 [ΣT]}: an action is known at position p iff action_clock < clock(p). The event times, or
-                       running indices where the schema orders ties.
+    clocks, action_clocks: {history: int64 [ΣT]}: an action is known at position p iff action_clock < clock(p). The
+                       event times, or running indices where the schema orders ties.
     request_time, request_clock: int64 [R]: of the request (candidates' clock).
-    labels, weights:   {task: float32 [S]}: weight 0 (and label 0) where null, outside the task's space, sampled out, context or filler.
+    labels, weights:   {task: float32 [S]}: weight 0 (and label 0) where null, outside the task's space, sampled out,
+                       context or filler.
     user:              int64 [R]: id of the user (strings hashed). request: int64 [R] id of the request.
     file, row:         int32 [R] index into the plan's files, int64 [R] row in that file: as read.
     filler:            True for the weightless row that keeps a rank in step when it was dealt none.

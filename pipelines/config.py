@@ -24,20 +24,22 @@ class Prepare(Frozen):
     """`[data.prepare]`: from an event log to request rows (the columns' `source` names the log's columns).
 
     log:            folder or glob of Parquet event logs.
-    history_filter: {history: column of the log that must be true or non-zero for an event to enter it}; absent = every event.
+    history_filter: {history: column of the log that must be true or non-zero for an event to enter it}; absent = every
+                    event.
     tie_keys:       columns that order events of one user and timestamp (`ties = "order"`), as the protocol states.
     request:        log column naming the request whose events are one row's candidates; "" = (user, time).
     min_history:    supervised events need at least this many earlier events (ReLLa: 5); others stay as history.
     context_events: `history` supervision: at most this many context events (C) before the supervised ones.
     supervised_events: at most this many supervised events (S) a row.
-    split:          "time": segments are days of the event time (UTC). "fractions": after a global sort by (time, user, tie_keys) the
-                    supervised events are cut into `fractions` and written as segments 1-train, 2-valid, 3-test.
+    split:          "time": segments are days of the event time (UTC). "fractions": after a global sort by (time, user,
+                    tie_keys) the supervised events are cut into `fractions` and written as segments 1-train, 2-valid,
+                    3-test.
     partitions:     hash partitions of users; 0 = by the size of the log.
     row_group_rows: rows a Parquet row group.
     """
 
     log: str
-    history_filter: dict[str, str] = {}
+    history_filter: dict[str, str] = Field(default_factory=dict)
     tie_keys: tuple[str, ...] = ()
     request: str = ""
     min_history: int = Field(default=0, ge=0)
@@ -52,11 +54,14 @@ class Prepare(Frozen):
 class Data(Frozen):
     """`[data]`.
 
-    rows:          folder, file or glob of request rows. Hive folders (dt=2026-11-20, or segment=train) directly below are segments, in
-                   name order; otherwise the whole path is one segment.
-    segments:      "A..B" (inclusive, by segment value, either end may be empty) or one value; "" = all but the evaluation's.
-    eval_segments: same, for evaluation; "" = the last segment when there are two or more and `segments` does not name it, else none.
-    order:         "time": segments in order, shuffled only inside a window; "shuffle": row groups and windows permuted by seed.
+    rows:          folder, file or glob of request rows. Hive folders (dt=2026-11-20, or segment=train) directly below
+                   are segments, in name order; otherwise the whole path is one segment.
+    segments:      "A..B" (inclusive, by segment value, either end may be empty) or one value; "" = all but the
+                   evaluation's.
+    eval_segments: same, for evaluation; "" = the last segment when there are two or more and `segments` does not name
+                   it, else none.
+    order:         "time": segments in order, shuffled only inside a window; "shuffle": row groups and windows permuted
+                   by seed.
     global_batch:  request rows per step over all ranks.
     window_batches: global batches a window.
     sample:        share of requests kept, by a hash of the request id; the rest keep their place with weight 0.

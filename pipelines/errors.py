@@ -2,7 +2,8 @@
 
 
 class SchemaError(Exception):
-    """The schema contradicts itself or the files: value → rule → remedy. `problems` holds every one found (exit code 2)."""
+    """The schema contradicts itself or the files: value → rule → remedy. `problems` holds every one found (exit code
+    2)."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -10,7 +11,8 @@ class SchemaError(Exception):
 
 
 class DataError(Exception):
-    """The data are not what the schema or the plan says: value → rule → remedy. `problems` holds every one found (exit code 3)."""
+    """The data are not what the schema or the plan says: value → rule → remedy. `problems` holds every one found (exit
+    code 3)."""
 
     def __init__(self, problems: list[str] | str) -> None:
         self.problems = [problems] if isinstance(problems, str) else problems

@@ -1,7 +1,7 @@
 """What the columns of a request-row Parquet file mean: the `[schema]` of a run file.
 
-One column has one role and one kind. List columns name their group (`history.NAME` or `candidates`); the rest are static,
-one value (or, for `ids` and `vector`, one list) a row.
+One column has one role and one kind. List columns name their group (`history.NAME` or `candidates`); the rest are
+static, one value (or, for `ids` and `vector`, one list) a row.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Frozen(BaseModel):
 class Column(Frozen):
     """One Parquet column.
 
-    role:   what it is to the model: user, context and item are inputs; an action is known only after its event; label, weight,
-            time and request are what they say; a key is carried along but never an input.
-    kind:   id (integer or string), ids (a list of them), bucket (a number cut at `boundaries` into ids 0…n), dense (one float),
-            vector (`size` floats), time (timestamp, or an integer in the schema's time_unit).
+    role:   what it is to the model: user, context and item are inputs; an action is known only after its event; label,
+            weight, time and request are what they say; a key is carried along but never an input.
+    kind:   id (integer or string), ids (a list of them), bucket (a number cut at `boundaries` into ids 0…n), dense (one
+            float), vector (`size` floats), time (timestamp, or an integer in the schema's time_unit).
     group:  "" for a static column, "history.NAME" or "candidates" for a list column.
     table:  embedding table of an id, ids or bucket column; by default the column's own name, or that of `shares`.
     shares: for a history column, the candidate column it is the same thing as: same table, same place in the token.
@@ -70,7 +70,8 @@ class Task(Frozen):
     weight:     column of example weights; "" = 1.
     space:      label column that must be 1 for this task to count (conversion given click); "" = everywhere.
     loss_weight: weight in the loss.
-    product_of: tasks whose probabilities multiply to this one's (pCTCVR = pCTR · pCVR); it is then scored against `label`.
+    product_of: tasks whose probabilities multiply to this one's (pCTCVR = pCTR · pCVR); it is then scored against
+                `label`.
     """
 
     label: str
@@ -84,10 +85,10 @@ class Schema(Frozen):
     """`[schema]`. Its own consistency is checked by `check_schema`, against files by pipelines.footers.
 
     user:        column that names the user: rows are ordered by its hash, GAUC averages over it.
-    supervision: "candidates" (paper: NIO): labels are lists of group candidates. "history" (paper: UC): labels are lists of the
-                 group of `supervised_history`, and every state token of weight > 0 is predicted.
-    ties:        "exclude": an action is unseen at its own timestamp. "order": rows and events of one timestamp are ordered by a
-                 stated key (see data.prepare), and what comes earlier in that order is known.
+    supervision: "candidates" (paper: NIO): labels are lists of group candidates. "history" (paper: UC): labels are
+                 lists of the group of `supervised_history`, and every state token of weight > 0 is predicted.
+    ties:        "exclude": an action is unseen at its own timestamp. "order": rows and events of one timestamp are
+                 ordered by a stated key (see data.prepare), and what comes earlier in that order is known.
     time_unit:   of integer time columns. Everything downstream is int64 microseconds since 1970.
     """
 

@@ -1,1 +1,2 @@
-"""The command and everything that joins the rooms: config, launch, recommender, loop, dense sync, telemetry, checkpoint."""
+"""The command and everything that joins the rooms: config, launch, recommender, loop, dense sync, telemetry,
+checkpoint."""

@@ -10,9 +10,11 @@ from pipelines.schema import Frozen
 
 
 class Optim(Frozen):
-    """`[optim]`: AdamW of the dense parameters. Warm-up and decay count examples since the model's birth, never a run's length.
+    """`[optim]`: AdamW of the dense parameters. Warm-up and decay count examples since the model's birth, never a run's
+    length.
 
-    lr: peak. warmup_examples: linear from 0. decay_examples: cosine from the end of warm-up to `final_lr_share · lr`; 0 = constant.
+    lr: peak. warmup_examples: linear from 0. decay_examples: cosine from the end of warm-up to `final_lr_share · lr`;
+        0 = constant.
     clip_norm: of the dense gradient; 0 = off.
     """
 
@@ -29,7 +31,8 @@ class Optim(Frozen):
 class Train(Frozen):
     """`[train]`.
 
-    max_steps: 0 = to the end of the data. eval_every: steps; 0 = at the end only. eval_rows: bound per evaluation under way; 0 = all.
+    max_steps: 0 = to the end of the data. eval_every: steps; 0 = at the end only. eval_rows: bound per evaluation under
+               way; 0 = all.
     dense_sync: "sync": buckets are all-reduced from gradient hooks while backward still runs.
     """
 
@@ -44,7 +47,8 @@ class Train(Frozen):
 
 
 class Checkpoint(Frozen):
-    """`[checkpoint]`: every_steps and every_minutes, whichever comes first (0 = off); one is always written at the end. keep: newest ones."""
+    """`[checkpoint]`: every_steps and every_minutes, whichever comes first (0 = off); one is always written at the end.
+    keep: newest ones."""
 
     every_steps: int = Field(default=0, ge=0)
     every_minutes: float = Field(default=10.0, ge=0)
@@ -52,7 +56,8 @@ class Checkpoint(Frozen):
 
 
 class Telemetry(Frozen):
-    """`[telemetry]`. port: of rank 0's Prometheus endpoint, rank r listens on port + r; 0 = any free port (printed). host: loopback by default.
+    """`[telemetry]`. port: of rank 0's Prometheus endpoint, rank r listens on port + r; 0 = any free port (printed).
+    host: loopback by default.
     linger_seconds: the endpoint stays that long after the end, so that the final values are scraped."""
 
     prometheus: bool = True

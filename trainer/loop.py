@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -65,7 +66,7 @@ class Trainer:
                 self._reporter.after_step(outputs, self.state, self._feed)
                 if self._evaluation_is_due():
                     self.evaluate()
-                if self._feed.saving:
+                if self._feed.saving or self._checkpointer.due_by_steps(self.state.step):
                     self.save()
             self._reporter.end(self.state, self._feed)
             self.save()
@@ -74,8 +75,15 @@ class Trainer:
         self._pipeline.detach()
         return self.state
 
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the ranks agreed to a request to stop."""
+        return self._feed.stopping
+
     def _make_pipeline(self) -> TrainPipelineSparseDist[RequestBatch, Outputs]:
         self._assembly.model.train()
+        # TorchRec asks torch.fx in a way that torch 2.13 warns of; there is nothing a user could do about it.
+        logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
         return TrainPipelineSparseDist(self._assembly.model, self._assembly.optimizer, self._device)
 
     def _finished(self) -> bool:
@@ -119,6 +127,12 @@ class Trainer:
         )
         saved = self._checkpointer.save(state, model_tensors(self._assembly, self.state.step))
         self._reporter.saved(self.state, saved)
+
+    def begin_with(self, path: Path) -> None:
+        """The model of another run's checkpoint, with all its optimizers, id maps, counts and metrics; this run's data
+        from the start."""
+        self.resume(path)
+        self.state = replace(self.state, position=None)
 
     def resume(self, path: Path) -> None:
         """As if the run that saved `path` had never stopped: with the same world size, to the bit."""

@@ -60,8 +60,10 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
             if path is not None:
                 trainer.resume(path)
                 telemetry.resumed(trainer.state.step, trainer.state.examples, path)
+            elif job.init_from is not None:
+                trainer.begin_with(RunDir(job.init_from).require_latest())
             state = trainer.train()
-            if segments.eval and not job.stop.requested():
+            if segments.eval and not trainer.stopped_early:
                 evaluator(assembly.model, state)
             return telemetry.finish()
         finally:
@@ -127,12 +129,9 @@ def _join(
     pass_ = Pass(config.schema, config.data, train, config.train.seed)
     checkpointer = Checkpointer(RunDir(job.run_dir), config.checkpoint, runtime.control)
     reporter = Reporter(config, runtime, telemetry, checkpointer, assembly.optimizer, assembly.gate)
-    trainer: Trainer
 
     def wants() -> tuple[bool, bool]:
-        # The batch being read is trained about two steps from now; that step's cadence is asked about.
-        save = runtime.is_first and checkpointer.due(trainer.state.step)
-        return job.stop.requested(), save
+        return job.stop.requested(), runtime.is_first and checkpointer.due_by_minutes()
 
     executor = _executor(config.data, job.feed_name, "train", runtime)
     evaluator = Evaluator(

@@ -74,8 +74,15 @@ class Checkpointer:
         clocks differ."""
         if step == self.last_step:
             return False
-        by_steps = self.config.every_steps > 0 and step % self.config.every_steps == 0
-        return by_steps or 0 < 60 * self.config.every_minutes <= self.clock() - self._last_time
+        return self.due_by_steps(step) or self.due_by_minutes()
+
+    def due_by_steps(self, step: int) -> bool:
+        """The same on every rank."""
+        return self.config.every_steps > 0 and step % self.config.every_steps == 0
+
+    def due_by_minutes(self) -> bool:
+        """By this rank's clock."""
+        return 0 < 60 * self.config.every_minutes <= self.clock() - self._last_time
 
     def seconds_since_save(self) -> float | None:
         """Since the last save or load of this process; None before the first."""
