@@ -10,6 +10,8 @@ from rich.console import Console
 
 from trainer.telemetry.closing import closing_table
 
+WIDE = 140
+
 
 def say_result(result: Mapping[str, Any] | None, run: str, stopped: bool = False) -> None:
     """result: of `run_worker` or `run_evaluation`; None where another rank speaks. run: as the user named it."""
@@ -25,4 +27,7 @@ def say_result(result: Mapping[str, Any] | None, run: str, stopped: bool = False
         if stopped
         else [f"tokenformer evaluate --run {run}", f"tensorboard --logdir {run}/tensorboard", resume]
     )
-    Console(highlight=False).print(closing_table(result, commands))
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a log file has room for the whole table
+        console.width = max(console.width, WIDE)
+    console.print(closing_table(result, commands))
