@@ -82,8 +82,6 @@ class Trainer:
 
     def _make_pipeline(self) -> TrainPipelineSparseDist[RequestBatch, Outputs]:
         self._assembly.model.train()
-        # TorchRec asks torch.fx in a way that torch 2.13 warns of; there is nothing a user could do about it.
-        logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
         return TrainPipelineSparseDist(self._assembly.model, self._assembly.optimizer, self._device)
 
     def _finished(self) -> bool:

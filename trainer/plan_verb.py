@@ -8,6 +8,7 @@ import re
 import click
 import torch
 
+from embeddings.errors import PlanDoesNotFitError
 from embeddings.plan import check_fit, make_plan, report
 from embeddings.plan_report import human_bytes
 from embeddings.specs import table_specs
@@ -41,7 +42,8 @@ def plan_lines(config: Config, world_size: int, device: str = "cpu", memory: int
     parameters = sum(parameter.numel() for parameter in ranker.parameters())
     dense_bytes = DENSE_BYTES * parameters
     if memory:
-        check_fit(findings, max(1, memory - dense_bytes))
+        _check_dense(dense_bytes, memory)
+        check_fit(findings, memory - dense_bytes)
     return [
         *findings.lines(),
         "",
@@ -50,6 +52,17 @@ def plan_lines(config: Config, world_size: int, device: str = "cpu", memory: int
         f"in all    {human_bytes(max(findings.bytes) + dense_bytes)} on the fullest of {world_size} rank(s), "
         "activations not counted",
     ]
+
+
+def _check_dense(dense_bytes: int, memory: int) -> None:
+    """Raises PlanDoesNotFitError where the dense part alone leaves the tables nothing."""
+    if dense_bytes >= memory:
+        raise PlanDoesNotFitError(
+            [
+                f"the dense part takes {human_bytes(dense_bytes)} of {human_bytes(memory)} a rank → every rank holds "
+                "all of it, with its gradients and optimizer → more memory, or a smaller model.dim or model.num_layers"
+            ]
+        )
 
 
 def parse_size(text: str) -> int:

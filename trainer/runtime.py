@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -55,6 +56,12 @@ def _choose_device(local_rank: int) -> tuple[torch.device, str, str]:
     return torch.device("cpu"), "gloo", "no GPU is visible to torch"
 
 
+def _quieten_libraries() -> None:
+    """TorchRec's own use of torch 2.13 raises warnings that a user of ours can do nothing about."""
+    warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+
+
 @contextmanager
 def start(timeout_seconds: float, threads: int) -> Iterator[Runtime]:
     """Joins the process groups (RANK, WORLD_SIZE and MASTER_* from the environment; alone without them) and leaves them
@@ -62,6 +69,7 @@ def start(timeout_seconds: float, threads: int) -> Iterator[Runtime]:
 
     threads: of this process on CPU; 0 leaves torch's choice.
     """
+    _quieten_libraries()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device, backend, why = _choose_device(local_rank)
