@@ -30,4 +30,4 @@ def say_result(result: Mapping[str, Any] | None, run: str, stopped: bool = False
     console = Console(highlight=False)
     if not console.is_terminal:  # a log file has room for the whole table
         console.width = max(console.width, WIDE)
-    console.print(closing_table(result, commands))
+    console.print(closing_table(result, commands), crop=False)  # paths and commands may be longer than a screen

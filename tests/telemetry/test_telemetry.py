@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -290,12 +291,37 @@ def test_the_closing_table_is_made_from_plain_values(tmp_path: Path) -> None:
     result = json.loads(json.dumps(telemetry.finish()))
     telemetry.close()
     assert result["examples_per_second"] == pytest.approx(2_000.0)
-    screen = Console(width=110, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
-    screen.print(closing_table(result, ["tokenformer evaluate --run runs/x"]))
-    text = screen.export_text()
-    rows = [" ".join(line.replace("│", " ").split()) for line in text.splitlines()]
-    assert "train, last log click .4100 .8731 .7419 1.012 1 000 2.0 k" in rows
+    text = _printed(closing_table(result, ["tokenformer evaluate --run runs/x"]))
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "train click .4100 .8731 .7419 1.012 1 000" in rows
     assert "buy .1000 – – – 10" in rows
     assert "dt=2026-11-21 click .4100 .8731 .7419 .7021 1.012 1 000" in rows
+    assert "train: before each update, since the last log · 2.0 k examples/s over the run" in rows
     assert "tokenformer evaluate --run runs/x" in rows
     assert any(row.startswith("run directory ") for row in rows)
+
+
+def test_the_closing_table_fits_80_columns_a_row_a_line() -> None:
+    segments = ",".join(f"2026-11-{day}" for day in range(10, 25))
+    scores = {"ne": 1.0981, "auc": 0.7419, "calibration": 12.345, "loss": 1.0456, "examples": 123_456_789}
+    tasks = dict.fromkeys(("click", "a_task_with_quite_a_long_name"), scores)
+    place = "/a/path/" + "longer/than/a/screen/" * 5
+    result = {
+        "examples_per_second": 999_500.0,
+        "train": {"tasks": tasks},
+        "evals": [{"split": segments, "tasks": {task: {**scores, "gauc": None} for task in tasks}}],
+        "places": {"run directory": place},
+    }
+    lines = _printed(closing_table(result, [f"tokenformer evaluate --run {place}"])).splitlines()
+    table = [line for line in lines if place not in line]
+    assert max(map(len, table)) <= 80
+    numbers = [line.split()[-6:] for line in table if "123 456 789" in line]
+    assert len(numbers) == 4  # each on one line, whatever the names
+    assert numbers[3] == [".7419", "–", "12.345", "123", "456", "789"]
+    assert f"  tokenformer evaluate --run {place}" in lines
+
+
+def _printed(closing: Any) -> str:
+    screen = Console(width=80, record=True, file=io.StringIO())
+    screen.print(closing, crop=False)
+    return screen.export_text()

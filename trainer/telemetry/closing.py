@@ -1,42 +1,48 @@
-"""The table at the end of a run, from plain values: they may have crossed a process boundary."""
+"""The table at the end of a run, from plain values: they may have crossed a process boundary. It fits 80 columns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from trainer.telemetry.console import number, rate
 
+NUMBERS = ("loss", "NE", "AUC", "GAUC", "cal", "examples")
+
 
 def closing_table(result: Mapping[str, Any], commands: Sequence[str] = ()) -> Group:
     """For rich.console.Console.print. result: of Telemetry.finish. commands: to try next."""
-    table = Table("split", "task", pad_edge=False)
-    for heading in ("loss", "NE", "AUC", "GAUC", "calibration", "examples", "examples/s"):
-        table.add_column(heading, justify="right")
-    speed = result.get("examples_per_second")
-    if result.get("train"):
-        _add_rows(table, "train, last log", result["train"]["tasks"], rate(speed) if speed else "")
-    for record in result.get("evals", ()):
-        _add_rows(table, record["split"], record["tasks"], "")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("split", "task"):  # names give way where the screen is narrow, numbers never
+        table.add_column(heading, overflow="ellipsis")
+    for heading in NUMBERS:
+        table.add_column(heading, justify="right", no_wrap=True)
     lines: list[Text] = []
+    if result.get("train"):
+        _add_rows(table, "train", result["train"]["tasks"])
+        speed = result.get("examples_per_second")
+        over = f" · {rate(speed)} examples/s over the run" if speed else ""
+        lines += [_line(f"train: before each update, since the last log{over}")]
+    for record in result.get("evals", ()):
+        _add_rows(table, record["split"], record["tasks"])
     places: Mapping[str, str] = result.get("places", {})
     if places:
         width = max(map(len, places))
-        lines += [Text(""), *(Text(f"{what:<{width}}  {where}") for what, where in places.items())]
+        lines += [Text(""), *(_line(f"{what:<{width}}  {where}") for what, where in places.items())]
     if commands:
-        lines += [Text(""), Text("try next:"), *(Text(f"  {command}") for command in commands)]
+        lines += [Text(""), Text("try next:"), *(_line(f"  {command}") for command in commands)]
     return Group(table, *lines)
 
 
-def _add_rows(table: Table, split: str, tasks: Mapping[str, Mapping[str, Any]], speed: str) -> None:
+def _add_rows(table: Table, split: str, tasks: Mapping[str, Mapping[str, Any]]) -> None:
     for row, (task, values) in enumerate(tasks.items()):
-        first = row == 0
         table.add_row(
-            Text(split if first else ""),
+            Text(split if row == 0 else ""),
             Text(task),
             number(values["loss"], 4),
             number(values["ne"], 4),
@@ -44,5 +50,9 @@ def _add_rows(table: Table, split: str, tasks: Mapping[str, Mapping[str, Any]], 
             number(values["gauc"], 4) if "gauc" in values else "",
             number(values["calibration"], 3),
             f"{values['examples']:,}".replace(",", " "),
-            speed if first else "",
         )
+
+
+def _line(text: str) -> Text:
+    """Whole, however narrow the screen: paths and commands are there to be copied."""
+    return Text(text, no_wrap=True, overflow="ignore")
