@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from embeddings.config import Embeddings, Table
 from model.config import Model
@@ -17,7 +18,7 @@ from trainer.checkpoint.storage import open_safetensors
 from trainer.config import Config
 from trainer.config_sections import Checkpoint, Optim, Telemetry, Train
 from trainer.job import Job
-from trainer.run_dir import RunDir
+from trainer.run_dir import Resume, RunDir
 
 
 class Never:
@@ -51,18 +52,30 @@ def tiny_config(rows: Path, **sections: Any) -> Config:
     return replace(config, **{k: getattr(config, k).model_copy(update=v) for k, v in sections.items()})
 
 
-def _worker(rank: int, world_size: int, job: Job) -> dict[str, Any] | None:
-    torch.use_deterministic_algorithms(True)
+@dataclass(frozen=True)
+class Run:
+    """One run of several in the same processes."""
+
+    config: Config
+    run_dir: Path
+    resume: Resume = "never"
+
+
+def _worker(rank: int, world_size: int, runs: list[Run]) -> list[dict[str, Any] | None]:
     from trainer.worker import run_worker
 
-    return run_worker(job)
+    results = []
+    for run in runs:
+        if rank == 0:
+            RunDir(run.run_dir).prepare(run.resume)
+        dist.barrier()
+        results.append(run_worker(Job(run.config, str(run.run_dir), Never(), run.resume, threads=1)))
+    return results
 
 
-def train(config: Config, run_dir: Path, world_size: int, resume: str = "never", timeout: float = 120) -> Any:
-    """Rank 0's result of a run of N ranks, to its end."""
-    RunDir(run_dir).prepare(resume)  # type: ignore[arg-type]
-    job = Job(config, str(run_dir), Never(), resume, threads=1)  # type: ignore[arg-type]
-    return run_ranks(_worker, world_size, job, timeout=timeout)[0]
+def train_all(runs: list[Run], world_size: int, timeout: float = 150) -> list[Any]:
+    """Rank 0's results of the runs, each to its end, one after the other in one group of N processes."""
+    return run_ranks(_worker, world_size, runs, timeout=timeout)[0]
 
 
 def saved_tensors(run_dir: Path) -> dict[str, torch.Tensor]:

@@ -4,71 +4,94 @@ split in days."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from tests.pipelines.rows import write_segments
-from tests.trainer.runs import differing, saved_tensors, tiny_config, train
+from tests.trainer.runs import Run, differing, saved_tensors, tiny_config, train_all
+
+Tensors = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_segments(tmp_path_factory.mktemp("rows"), {"2026-01-01": [14, 9], "2026-01-02": [11, 1]})
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensors]:
+    """{run: what its last checkpoint holds}. Processes are started once per world size; runs that go on from others
+    come after them.
 
+    `two` is the reference: two ranks over both days, never stopped. 8 steps, the last of them with a filler.
+    """
+    folder = tmp_path_factory.mktemp("trajectory")
+    rows = write_segments(folder / "rows", {"2026-01-01": [14, 9], "2026-01-02": [11, 1]})
 
-@pytest.fixture(scope="module")
-def two_ranks(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reference: two ranks over both days, never stopped. 8 steps, the last of them with a filler."""
-    run = tmp_path_factory.mktemp("reference") / "run"
-    train(tiny_config(rows), run, 2)
-    return run
+    def run(name: str, resume: Any = "never", **sections: Any) -> Run:
+        return Run(tiny_config(rows, **sections), folder / "runs" / name, resume)
 
-
-def test_the_same_run_gives_the_same_bits(rows: Path, two_ranks: Path, tmp_path: Path) -> None:
-    train(tiny_config(rows), tmp_path / "again", 2)
-    assert differing(saved_tensors(two_ranks), saved_tensors(tmp_path / "again")) == []
-
-
-@pytest.mark.parametrize("world_size", [1, 3])
-def test_any_cut_of_a_global_batch_gives_the_same_update(
-    rows: Path, two_ranks: Path, tmp_path: Path, world_size: int
-) -> None:
-    train(tiny_config(rows), tmp_path / "run", world_size)
-    assert differing(saved_tensors(two_ranks), saved_tensors(tmp_path / "run"), tolerance=2e-5) == []
-
-
-@pytest.mark.parametrize("steps", [3, 5])
-def test_resumed_equals_never_stopped(rows: Path, two_ranks: Path, tmp_path: Path, steps: int) -> None:
-    run = tmp_path / "run"
-    train(tiny_config(rows, train={"max_steps": steps}), run, 2)
-    train(tiny_config(rows), run, 2, resume="must")
-    assert differing(saved_tensors(two_ranks), saved_tensors(run)) == []
-
-
-def test_resumed_on_other_ranks_goes_on_with_the_same_batches(rows: Path, two_ranks: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train(tiny_config(rows, train={"max_steps": 3}), run, 1)
-    train(tiny_config(rows, train={"max_steps": 6}), run, 3, resume="must")
-    train(tiny_config(rows), run, 2, resume="must")
-    assert differing(saved_tensors(two_ranks), saved_tensors(run), tolerance=2e-5) == []
-
-
-def test_two_days_in_two_runs_equal_one_run(rows: Path, two_ranks: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train(tiny_config(rows, data={"segments": "2026-01-01"}), run, 2)
-    train(tiny_config(rows), run, 2, resume="must")
-    assert differing(saved_tensors(two_ranks), saved_tensors(run)) == []
-
-
-def test_evaluation_leaves_the_trajectory_alone(rows: Path, two_ranks: Path, tmp_path: Path) -> None:
-    config = tiny_config(rows, train={"eval_every": 2}, data={"eval_segments": "2026-01-02"})
-    train(config, tmp_path / "run", 2)
-    assert differing(saved_tensors(two_ranks), saved_tensors(tmp_path / "run")) == []
-
-
-def test_shuffled_epochs_resume_too(rows: Path, tmp_path: Path) -> None:
     shuffled = {"order": "shuffle", "epochs": 2}
-    train(tiny_config(rows, data=shuffled), tmp_path / "whole", 1)
-    train(tiny_config(rows, data=shuffled, train={"max_steps": 9}), tmp_path / "cut", 1)
-    train(tiny_config(rows, data=shuffled), tmp_path / "cut", 1, resume="must")
-    assert differing(saved_tensors(tmp_path / "whole"), saved_tensors(tmp_path / "cut")) == []
+    dropped = {"dropout": 0.3}
+    by_world_size = {
+        1: [
+            run("one"),
+            run("moved", train={"max_steps": 3}),
+            run("shuffled", data=shuffled),
+            run("shuffled, cut", data=shuffled, train={"max_steps": 9}),
+            run("shuffled, cut", "must", data=shuffled),
+        ],
+        3: [run("three"), run("moved", "must", train={"max_steps": 6})],
+        2: [
+            run("two"),
+            run("two again"),
+            run("stopped at 3", train={"max_steps": 3}),
+            run("stopped at 3", "must"),
+            run("stopped at 5", train={"max_steps": 5}),
+            run("stopped at 5", "must"),
+            run("moved", "must"),
+            run("day by day", data={"segments": "2026-01-01"}),
+            run("day by day", "must"),
+            run("evaluated", train={"eval_every": 2}, data={"eval_segments": "2026-01-02"}),
+            run("dropout", model=dropped),
+            run("dropout, stopped", model=dropped, train={"max_steps": 3}),
+            run("dropout, stopped", "must", model=dropped),
+        ],
+    }
+    for world_size, runs in by_world_size.items():
+        train_all(runs, world_size)
+    names = {each.run_dir for runs in by_world_size.values() for each in runs}
+    return {path.name: saved_tensors(path) for path in names}
+
+
+def test_the_same_run_gives_the_same_bits(trained: dict[str, Tensors]) -> None:
+    assert differing(trained["two"], trained["two again"]) == []
+
+
+@pytest.mark.parametrize("world_size", ["one", "three"])
+def test_any_cut_of_a_global_batch_gives_the_same_update(trained: dict[str, Tensors], world_size: str) -> None:
+    assert differing(trained["two"], trained[world_size], tolerance=2e-5) == []
+
+
+@pytest.mark.parametrize("run", ["stopped at 3", "stopped at 5"])
+def test_resumed_equals_never_stopped(trained: dict[str, Tensors], run: str) -> None:
+    assert differing(trained["two"], trained[run]) == []
+
+
+def test_resumed_on_other_ranks_goes_on_with_the_same_batches(trained: dict[str, Tensors]) -> None:
+    """One rank, then three, then two."""
+    assert differing(trained["two"], trained["moved"], tolerance=2e-5) == []
+
+
+def test_two_days_in_two_runs_equal_one_run(trained: dict[str, Tensors]) -> None:
+    assert differing(trained["two"], trained["day by day"]) == []
+
+
+def test_evaluation_leaves_the_trajectory_alone(trained: dict[str, Tensors]) -> None:
+    assert differing(trained["two"], trained["evaluated"]) == []
+
+
+def test_shuffled_epochs_resume_too(trained: dict[str, Tensors]) -> None:
+    assert differing(trained["shuffled"], trained["shuffled, cut"]) == []
+
+
+def test_dropout_resumes_to_the_bit_and_does_drop(trained: dict[str, Tensors]) -> None:
+    assert differing(trained["dropout"], trained["dropout, stopped"]) == []
+    assert differing(trained["two"], trained["dropout"], tolerance=2e-5) != []
