@@ -29,17 +29,26 @@ cli.add_command(data)
 @click.option("--config", "config_path", required=True, metavar="F", help="Run file.")
 @click.option("--run-dir", metavar="D", help="Run directory.  [default: runs/NAME of the run file]")
 @click.option("--resume", type=click.Choice(["never", "auto", "must"]), default="never", show_default=True)
+@click.option(
+    "--init-from", metavar="RUN", help="Begin with the newest checkpoint of another run; the data from the start."
+)
 @click.option("--dry-run", is_flag=True, help="Two real batches through plan, step, checkpoint and resume.")
 @click.option("--max-steps", type=click.IntRange(min=1), metavar="N", help="Stop after N steps: --train.max-steps N.")
 @click.pass_context
 def train(
-    ctx: click.Context, config_path: str, run_dir: str | None, resume: str, dry_run: bool, max_steps: int | None
+    ctx: click.Context,
+    config_path: str,
+    run_dir: str | None,
+    resume: str,
+    init_from: str | None,
+    dry_run: bool,
+    max_steps: int | None,
 ) -> None:
     """Train, making the data first when they are absent and the run file says how."""
     from trainer.train_verb import TrainOptions, run_training  # noqa: PLC0415
 
     steps = [] if max_steps is None else [f"--train.max-steps={max_steps}"]
-    run_training(TrainOptions(config_path, [*ctx.args, *steps], run_dir, resume, dry_run))  # type: ignore[arg-type]
+    run_training(TrainOptions(config_path, [*ctx.args, *steps], run_dir, resume, dry_run, init_from))  # type: ignore[arg-type]
 
 
 @cli.command(context_settings=OVERRIDES, epilog=OVERRIDES_HELP)

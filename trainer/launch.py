@@ -111,16 +111,14 @@ def set_threads(threads: int) -> None:
 
 def _torchrun(launch: Launch, env: Mapping[str, str], cores: int, gpus: int, gpu_reason: str) -> Choice:
     world_size = int(env["WORLD_SIZE"])
-    if launch.workers not in (0, world_size):
-        raise ConfigError(
-            f"launch.workers = {launch.workers}, but torchrun started {world_size} processes → torchrun decides how "
-            "many → set launch.workers to 0 or start as many"
-        )
+    overruled = (
+        "" if launch.workers in (0, world_size) else f"; launch.workers = {launch.workers} is for other launchers"
+    )
     here = int(env.get("LOCAL_WORLD_SIZE", world_size))
     threads, why = _threads(launch, cores, here)
     reasons = (
         "backend torchrun (RANK and WORLD_SIZE are in the environment)",
-        f"workers {world_size} (WORLD_SIZE; {gpu_reason})",
+        f"workers {world_size} (torchrun started them{overruled}; {gpu_reason})",
         f"threads {threads} a worker ({why})",
     )
     return Choice("torchrun", world_size, threads, gpus, reasons)

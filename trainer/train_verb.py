@@ -23,13 +23,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """As typed. overrides: `--section.key value` in pieces. run_dir: None = runs/NAME of the run file."""
+    """As typed. overrides: `--section.key value` in pieces. run_dir: None = runs/NAME of the run file. init_from: a run
+    directory whose newest checkpoint the model begins with."""
 
     config: str
     overrides: list[str]
     run_dir: str | None
     resume: Resume
     dry_run: bool
+    init_from: str | None = None
 
 
 def run_training(options: TrainOptions) -> None:
@@ -39,6 +41,9 @@ def run_training(options: TrainOptions) -> None:
     """
     config = load_config(options.config, options.overrides)
     choice = choose(config.launch)
+    parent = None if options.init_from is None else str(Path(options.init_from).absolute())
+    if parent is not None:
+        RunDir(parent).require_latest()  # says so now, not after the data were read
     speaks = _is_first(choice)
     logs.to_console(level=logging.INFO if speaks else logging.WARNING)
     stop = LocalStop()
@@ -51,7 +56,7 @@ def run_training(options: TrainOptions) -> None:
                     check_rows(config)
                     run_dir.prepare(options.resume)
                     announce(choice)
-                job = Job(config, str(run_dir.path.absolute()), stop, options.resume, None, options.dry_run)
+                job = Job(config, str(run_dir.path.absolute()), stop, options.resume, parent, options.dry_run)
                 result = run(job, choice, stop, interrupts)
                 if speaks:
                     from trainer.closing_words import say_result  # noqa: PLC0415 - only when there is something to say

@@ -61,7 +61,11 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
                 trainer.resume(path)
                 telemetry.resumed(trainer.state.step, trainer.state.examples, path)
             elif job.init_from is not None:
-                trainer.begin_with(RunDir(job.init_from).require_latest())
+                path = RunDir(job.init_from).require_latest()
+                trainer.begin_with(path)
+                telemetry.resumed(trainer.state.step, trainer.state.examples, path, event="init_from")
+                if runtime.is_first:
+                    log.info("began with the model of %s, at step %d", path, trainer.state.step)
             state = trainer.train()
             if segments.eval and not trainer.stopped_early:
                 evaluator(assembly.model, state)

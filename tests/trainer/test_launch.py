@@ -67,8 +67,12 @@ def test_choice(cores, launch, env, count, expected):
 def test_contradictions_with_the_environment():
     with pytest.raises(ConfigError, match="torchrun sets them"):
         choose(Launch(backend="torchrun"), {})
-    with pytest.raises(ConfigError, match="torchrun started 4"):
-        choose(Launch(workers=2), TORCHRUN)
+
+
+def test_torchrun_decides_how_many_and_says_so():
+    choice = choose(Launch(workers=2), TORCHRUN)
+    assert (choice.backend, choice.workers) == ("torchrun", 4)
+    assert "launch.workers = 2 is for other launchers" in choice.reasons[1]
 
 
 def test_inline_runs_here():

@@ -51,7 +51,7 @@ class Telemetry:
                 self._board = TensorBoard(run_dir.tensorboard)
                 self._closing.callback(self._board.close)
 
-    def resumed(self, step: int, examples: int, checkpoint: Path | str) -> None:
+    def resumed(self, step: int, examples: int, checkpoint: Path | str, event: str = "resumed") -> None:
         """Before the first record of a run that goes on from a checkpoint: what was told of later steps is taken
         back."""
         self._logged_step = step
@@ -60,7 +60,7 @@ class Telemetry:
             dropped = self._lines.rewind(step)
         if self._board is not None:
             self._board.rewind(step)
-        self.event("resumed", step, examples, checkpoint=Path(checkpoint).name, dropped_lines=dropped)
+        self.event(event, step, examples, checkpoint=Path(checkpoint).name, dropped_lines=dropped)
 
     def train(self, record: TrainRecord) -> None:
         """At every log."""
