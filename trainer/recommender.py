@@ -14,6 +14,7 @@ from torch import nn
 from embeddings.tables import Tables
 from model.inputs import HistoryInput, RankerInput
 from model.loss import Heads, probabilities, ranking_loss
+from pipelines.hashing import derive_seed
 from trainer.device_batch import FieldIndex, RequestBatch, StepInfo
 from trainer.gate import GradientGate
 from trainer.layout import Layout
@@ -98,7 +99,7 @@ class Scorer(nn.Module):
         """(loss to go backward from, what telemetry wants to know)."""
         if self.training:
             # Dropout is a function of (seed, rank, step), so that a resumed run needs no saved generator to repeat it.
-            torch.manual_seed(hash((*self._seed, batch.info.step)) & (2**63 - 1))
+            torch.manual_seed(derive_seed(*self._seed, batch.info.step))
         logits_SK = self.ranker(inputs)
         loss = ranking_loss(logits_SK, batch.labels_SK, batch.weights_SK, batch.normalizers_K, self._heads)
         self._gate.watch_loss(loss)
