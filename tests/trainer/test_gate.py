@@ -15,7 +15,6 @@ from trainer.checkpoint.state import read_state
 from trainer.gate import GradientGate
 from trainer.run_dir import RunDir
 
-
 BAD_VALUES = {"infinite": float("inf"), "overflowing": 3e38}
 
 

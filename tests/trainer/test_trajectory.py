@@ -3,7 +3,6 @@ split in days."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
