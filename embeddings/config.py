@@ -17,6 +17,7 @@ class Table(Frozen):
     """`[embeddings.tables.NAME]`; a value of 0 or "" takes the default of `[embeddings]`.
 
     rows:     of the table, the two reserved rows (missing, unknown) among them. 0 = by default_rows.
+    width:    of a row.
     mapping:  "hash": row = stable hash of the id. "vocabulary": ids get rows as first seen, until their bucket is full.
               "identity": id i has row i + 2, others are unknown. Bucketised columns are always identity.
     buckets:  of a vocabulary: fixed at birth, independent of world size.
@@ -35,8 +36,10 @@ class Embeddings(Frozen):
 
     width:     of every table that names none. init_scale: rows start uniform in ±init_scale ÷ √width, a function of
                (seed, table, row, column) alone, so that every plan starts alike.
-    optimizer: fused into backward. lr: constant.
-    buckets:   of vocabulary tables that name none.
+    default_rows, mapping, buckets, sharding: of every table that names none; see `[embeddings.tables.NAME]`.
+    optimizer: fused into backward; with column_wise, row-wise Adagrad keeps one state a column shard. lr: constant.
+    eps:       Adagrad's.
+    tables:    {table: its own settings}; a column's table has the column's name unless the schema says otherwise.
     """
 
     width: int = Field(default=16, gt=0)

@@ -14,9 +14,12 @@ class Frozen(BaseModel):
 
 
 class Tokens(Frozen):
-    """`[model.tokens]`: static fields into tokens. Up to `max_field_tokens` fields: one token each; more: automatic
-    groups of consecutive fields, as even as can be. `groups` {token name: its fields} are kept as given; the rest is
-    grouped as above."""
+    """`[model.tokens]`: static fields into tokens.
+
+    groups: {token name: its fields}, kept as given; the other fields are grouped by max_field_tokens.
+    max_field_tokens: up to so many fields get one token each; more are put into groups of consecutive fields, as even
+                      as can be.
+    """
 
     groups: dict[str, tuple[str, ...]] = {}
     max_field_tokens: int = Field(default=32, gt=0)
@@ -25,8 +28,12 @@ class Tokens(Frozen):
 class Model(Frozen):
     """`[model]`. Defaults are the paper's (arXiv 2604.13737) where it states them; [open] points are switches.
 
+    kind:           "tokenformer", or the plain causal "transformer" from the same parts, the baseline.
+    dim:            width of a token. num_layers, num_heads: of the tower; dim / num_heads is even, as RoPE needs.
+    full_layers:    layers with full causal attention, from the bottom; the rest slide.
     windows:        of the sliding layers, in order; the last one repeats.
     ffn_dim:        SwiGLU hidden width; 0 = 4 · dim rounded up to a multiple of 64.
+    dropout:        probability, in training only. rope_base: of RoPE's angles.
     gate:           NLIR on or off. gate_input: "normed" or "raw" X. gate_place: "after" or "before" the output
                     projection. gate_bias: of W_g.
     field_attention: F–F attention "causal" or "bidirectional".

@@ -10,7 +10,11 @@ from pipelines.schema import Frozen
 
 
 class Synth(Frozen):
-    """`[data.synth]`: the seeded synthetic event log that `data synth` writes, and `train` when it is absent."""
+    """`[data.synth]`: the seeded synthetic event log that `data synth` writes, and `train` when it is absent.
+
+    events: one shown item each, four a request. users, items: at most; those that are never drawn do not appear.
+    days: from first_day on. first_day: UTC date. seed: same settings, same log.
+    """
 
     events: int = Field(default=200_000, gt=0)
     users: int = Field(default=4_000, gt=0)
@@ -32,8 +36,8 @@ class Prepare(Frozen):
     context_events: `history` supervision: at most this many context events (C) before the supervised ones.
     supervised_events: at most this many supervised events (S) a row.
     split:          "time": segments are days of the event time (UTC). "fractions": after a global sort by (time, user,
-                    tie_keys) the supervised events are cut into `fractions` and written as segments 1-train, 2-valid,
-                    3-test.
+                    tie_keys) the supervised events are cut into segments 1-train, 2-valid, 3-test.
+    fractions:      shares of those three.
     partitions:     hash partitions of users; 0 = by the size of the log.
     row_group_rows: rows a Parquet row group.
     """
@@ -62,11 +66,14 @@ class Data(Frozen):
                    it, else none.
     order:         "time": segments in order, shuffled only inside a window; "shuffle": row groups and windows permuted
                    by seed.
+    epochs:        times the segments are gone through.
     global_batch:  request rows per step over all ranks.
     window_batches: global batches a window.
     sample:        share of requests kept, by a hash of the request id; the rest keep their place with weight 0.
     executor:      "ray", "threads", or "auto": ray where a Ray runs.
     windows_ahead: windows in flight before the trainer asks.
+    prepare:       how `data prepare` makes the rows from an event log; `train` does it where the rows are absent.
+    synth:         how `data synth` makes the log; `train` does it where rows and log are absent.
     """
 
     rows: str

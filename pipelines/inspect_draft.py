@@ -69,6 +69,11 @@ def _draft(findings: Findings) -> tuple[Schema, Draft]:
         draft.warnings.append("no static column of times was found: candidates supervision needs the request's")
     if supervised is None:
         draft.warnings.append("no list of 0 and 1 was found: name the label columns, and a task for each")
+    if not any(is_list(field.type) for field in findings.sample.schema):
+        draft.warnings.append(
+            "no column holds lists: an event log, then; `tokenformer data prepare` makes request rows of it, which a "
+            "schema with groups and `source` describes (docs/your-logs.md)"
+        )
     tasks = _tasks(draft)
     schema = Schema(
         user=user,

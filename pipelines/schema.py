@@ -36,6 +36,11 @@ class Column(Frozen):
     table:  embedding table of an id, ids or bucket column; by default the column's own name, or that of `shares`.
     shares: for a history column, the candidate column it is the same thing as: same table, same place in the token.
     source: column of the event log that `data prepare` fills it from; by default the column's own name.
+    boundaries: of a bucket, ascending: n of them make n + 1 buckets, a value on a boundary belongs to the one above.
+    size:   floats of a vector.
+    default: value where a file lacks the column, as older files do; without one every file must have it.
+    train_only: known in training only (the position of an ad).
+    serve_as: of a train_only column: what stands in its place in evaluation and serving.
     """
 
     role: Role
@@ -52,8 +57,9 @@ class Column(Frozen):
 
 
 class History(Frozen):
-    """A named behaviour history: list columns of one length, oldest first. `max_length` keeps the newest events.
+    """A named behaviour history: list columns of one length, oldest first.
 
+    max_length:  events kept, the newest ones.
     time:        its column of event times (role time).
     action_time: column of the times from which the actions are known; "" = the event's own time.
     """
@@ -82,11 +88,13 @@ class Task(Frozen):
 
 
 class Schema(Frozen):
-    """`[schema]`. Its own consistency is checked by `check_schema`, against files by pipelines.footers.
+    """`[schema]`: what the columns mean. Held against itself by `check_schema`, against the files by footers.py.
 
+    file:        a TOML file that holds the schema, relative to the run file; "" = it is here.
     user:        column that names the user: rows are ordered by its hash, GAUC averages over it.
     supervision: "candidates" (paper: NIO): labels are lists of group candidates. "history" (paper: UC): labels are
                  lists of the group of `supervised_history`, and every state token of weight > 0 is predicted.
+    supervised_history: name of that history; "" with "candidates".
     ties:        "exclude": an action is unseen at its own timestamp. "order": rows and events of one timestamp are
                  ordered by a stated key (see data.prepare), and what comes earlier in that order is known.
     time_unit:   of integer time columns. Everything downstream is int64 microseconds since 1970.

@@ -13,9 +13,9 @@ class Optim(Frozen):
     """`[optim]`: AdamW of the dense parameters. Warm-up and decay count examples since the model's birth, never a run's
     length.
 
-    lr: peak. warmup_examples: linear from 0. decay_examples: cosine from the end of warm-up to `final_lr_share · lr`;
-        0 = constant.
-    clip_norm: of the dense gradient; 0 = off.
+    lr: peak. betas, eps, weight_decay: AdamW's own. warmup_examples: linear from 0.
+    decay_examples: cosine from the end of warm-up to `final_lr_share · lr`, over so many examples; 0 = constant.
+    final_lr_share: of lr, what is left after the decay. clip_norm: of the dense gradient; 0 = off.
     """
 
     lr: float = Field(default=1e-3, gt=0)
@@ -31,9 +31,11 @@ class Optim(Frozen):
 class Train(Frozen):
     """`[train]`.
 
-    max_steps: 0 = to the end of the data. eval_every: steps; 0 = at the end only. eval_rows: bound per evaluation under
-               way; 0 = all.
+    seed: of initial values, shuffling and dropout.
+    max_steps: optimizer steps since the model's birth; 0 = to the end of the data.
+    log_every: steps. eval_every: steps; 0 = at the end only. eval_rows: bound per evaluation under way; 0 = all.
     dense_sync: "sync": buckets are all-reduced from gradient hooks while backward still runs.
+    bucket_mb, first_bucket_mb: size of a bucket of gradients, and of the one that is ready first.
     """
 
     seed: int = 1
@@ -47,8 +49,10 @@ class Train(Frozen):
 
 
 class Checkpoint(Frozen):
-    """`[checkpoint]`: every_steps and every_minutes, whichever comes first (0 = off); one is always written at the end.
-    keep: newest ones."""
+    """`[checkpoint]`: when, whichever comes first; one is always written at the end.
+
+    every_steps, every_minutes: 0 = off. keep: so many, the newest ones.
+    """
 
     every_steps: int = Field(default=0, ge=0)
     every_minutes: float = Field(default=10.0, ge=0)
@@ -56,9 +60,13 @@ class Checkpoint(Frozen):
 
 
 class Telemetry(Frozen):
-    """`[telemetry]`. port: of rank 0's Prometheus endpoint, rank r listens on port + r; 0 = any free port (printed).
-    host: loopback by default.
-    linger_seconds: the endpoint stays that long after the end, so that the final values are scraped."""
+    """`[telemetry]`.
+
+    prometheus: an endpoint per rank. port: of rank 0's, rank r listens on port + r; 0 = any free port (printed).
+    host: where it listens; loopback by default.
+    linger_seconds: the endpoint stays that long after the end, so that the final values are scraped.
+    tensorboard: curves in the run directory.
+    """
 
     prometheus: bool = True
     host: str = "127.0.0.1"
@@ -68,9 +76,12 @@ class Telemetry(Frozen):
 
 
 class Launch(Frozen):
-    """`[launch]`. backend "auto": torchrun's environment if there is one, else Ray when workers > 1, else this process.
+    """`[launch]`.
 
-    workers: 0 = one per GPU, or on CPU two where there are two cores. ray_address: "" = an embedded Ray.
+    backend: "auto": torchrun's environment if there is one, else Ray when workers > 1, else this process.
+    workers: 0 = one per GPU, or on CPU two where there are two cores.
+    threads: of a worker; 0 = the cores shared out evenly.
+    ray_address: "" = an embedded Ray.
     timeout_seconds: of every collective: a lost rank is an error after that long, never a hang.
     """
 
