@@ -21,13 +21,22 @@ def say_result(result: Mapping[str, Any] | None, run: str, stopped: bool = False
         parts = " · ".join(f"{part} {seconds:.1f} s" for part, seconds in result["dry_run"].items())
         click.echo(f"dry run: fine · {result['steps']} steps, {result['rows']} rows · {parts} · nothing was kept")
         return
-    resume = f"tokenformer train --config {run}/config.toml --run-dir {run} --resume auto"
-    commands = (
-        [resume]
-        if stopped
-        else [f"tokenformer evaluate --run {run}", f"tensorboard --logdir {run}/tensorboard", resume]
-    )
+    commands = _next_commands(result, run, stopped)
     console = Console(highlight=False)
     if not console.is_terminal:  # a log file has room for the whole table
         console.width = max(console.width, WIDE)
     console.print(closing_table(result, commands), crop=False)  # paths and commands may be longer than a screen
+
+
+def _next_commands(result: Mapping[str, Any], run: str, stopped: bool) -> list[str]:
+    resume = f"tokenformer train --config {run}/config.toml --run-dir {run} --resume auto"
+    if stopped:
+        return [resume]
+    if not result.get("train"):  # an evaluation
+        return []
+    evaluate = f"tokenformer evaluate --run {run}"
+    return [
+        evaluate if result.get("evals") else f"{evaluate} --data ROWS",
+        f"tensorboard --logdir {run}/tensorboard",
+        resume,
+    ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from pipelines.segments import find_segments
 from trainer import logs, machine
 from trainer.closing_words import say_result
 from trainer.config import load_config
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, ConfigError
 from trainer.job import Job
 from trainer.launch import set_threads
 from trainer.run_dir import RunDir
@@ -16,13 +17,18 @@ from trainer.stop import LocalStop
 
 
 def evaluate(run: str, rows: str | None) -> None:
-    """Score the run's evaluation segments, or all of `rows`, and print the table. Raises CheckpointError, DataError."""
+    """Score the run's evaluation segments, or all of `rows`, and print the table. Raises CheckpointError, DataError, or
+    ConfigError where there is nothing to score."""
     run_dir = RunDir(Path(run).absolute())
     if not run_dir.config.is_file():
         raise CheckpointError(
             f"'{run}' has no config.toml → every run directory that training began in has one → check --run"
         )
     config = load_config(run_dir.config)
+    if not rows and not find_segments(config.data).eval:
+        raise ConfigError(
+            f"run '{run}' has no evaluation segments → evaluation needs rows to score → name them with --data P"
+        )
     logs.to_console(level=logging.WARNING)
     threads = machine.cores()
     set_threads(threads)

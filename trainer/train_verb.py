@@ -54,7 +54,8 @@ def run_training(options: TrainOptions) -> None:
                     ensure_rows(config)
                     interrupts.arm()  # Ray installs handlers of its own when rows are made
                     check_rows(config)
-                    run_dir.prepare(options.resume)
+                    if not run_dir.checkpoints.is_dir():  # else it is one to go on with, and prepared already
+                        run_dir.prepare(options.resume)
                     announce(choice)
                 job = Job(config, str(run_dir.path.absolute()), stop, options.resume, parent, options.dry_run)
                 result = run(job, choice, stop, interrupts)
