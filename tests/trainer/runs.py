@@ -59,6 +59,7 @@ class Run:
     config: Config
     run_dir: Path
     resume: Resume = "never"
+    init_from: Path | None = None
 
 
 def _worker(rank: int, world_size: int, runs: list[Run]) -> list[dict[str, Any] | None]:
@@ -69,7 +70,8 @@ def _worker(rank: int, world_size: int, runs: list[Run]) -> list[dict[str, Any] 
         if rank == 0:
             RunDir(run.run_dir).prepare(run.resume)
         dist.barrier()
-        results.append(run_worker(Job(run.config, str(run.run_dir), Never(), run.resume, threads=1)))
+        parent = None if run.init_from is None else str(run.init_from)
+        results.append(run_worker(Job(run.config, str(run.run_dir), Never(), run.resume, parent, threads=1)))
     return results
 
 
