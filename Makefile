@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 free_run = $(shell n=1; dir=runs/$(1); while [ -e $$dir ]; do n=$$((n + 1)); dir=runs/$(1)-$$n; done; echo $$dir)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-movielens test test-all check lock clean
+.PHONY: help setup train train-movielens test test-all check docs docs-run lock clean
 
 help: ## This list.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -49,6 +49,12 @@ check: setup ## Format, lint, types, import contracts.
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+docs: setup ## Write the parts of docs/ that the code says: the run file's keys, the metrics' names.
+	@$(BIN)/python docs/generate.py
+
+docs-run: setup ## Run the main jobs; put their real output and pictures into README and docs: make docs-run [ZIP=…]
+	@$(BIN)/python docs/real_run.py $(if $(ZIP),"$(ZIP)")
 
 lock: ## Write requirements/*.lock anew from requirements/*.in.
 	@requirements/lock.sh $(PYTHON)

@@ -44,9 +44,15 @@ def real_run(name: str, page: Path, before: list[list[str]]) -> tuple[str, float
         started = time.perf_counter()
         text = tokenformer(["train", "--config", str(ROOT / "trainer" / "configs" / f"{name}.toml")], folder)
         seconds = time.perf_counter() - started
-        draw(Path(folder, "runs", name), DOCS / "pictures" / f"{name}.png", known_of(text))
+        picture = DOCS / "pictures" / f"{name}.png"
+        picture.parent.mkdir(exist_ok=True)
+        draw(Path(folder, "runs", name), picture, known_of(text))
         shown = "\n".join(abridged(text.replace(f"{os.path.realpath(folder)}/", "").replace(f"{folder}/", "")))
-    block = f"```console\n{shown}\n```\n\nTook {seconds:.0f} s, making the data included. {machine()}."
+    where = os.path.relpath(picture, page.parent)
+    block = (
+        f"![Loss, NE and AUC over the steps of a run]({where})\n\n```console\n{shown}\n```\n\n"
+        f"Took {seconds:.0f} s, preparing the rows included, on {machine()}."
+    )
     page.write_text(fill(page.read_text(encoding="utf-8"), f"real run: {name}", block), encoding="utf-8")
     return shown, seconds
 
