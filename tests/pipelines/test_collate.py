@@ -208,6 +208,8 @@ def test_factorize_is_numpys_unique() -> None:
         generator.zipf(1.3, 5000).astype(np.int64),
         np.repeat(np.arange(700) << 32, 9),
         np.arange(3000) << 50,
+        generator.integers(0, 4000, 5000) + MISSING_ID,  # close together, at both ends of the range
+        2**63 - 1 - generator.integers(0, 4000, 5000),
     ):
         unique, inverse = factorize(ids)
         wanted, wanted_inverse = np.unique(ids, return_inverse=True)
