@@ -104,9 +104,16 @@ def announce(choice: Choice) -> None:
 
 
 def set_threads(threads: int) -> None:
-    """Threads of the libraries that read them from the environment when imported. The user's own setting stands."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, str(threads))
+    """Threads of the libraries that read them from the environment when imported. The user's own settings stand."""
+    for name, value in thread_environment(threads).items():
+        os.environ.setdefault(name, value)
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """OpenMP's threads sleep while they wait for each other. By default they spin, and a spinning thread takes the core
+    from the one it waits for as soon as a reader or a neighbour runs too: steps were ten times slower then
+    (docs/benchmarks)."""
+    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
 
 
 def _torchrun(launch: Launch, env: Mapping[str, str], cores: int, gpus: int, gpu_reason: str) -> Choice:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from trainer import logs, machine
 from trainer.errors import ConfigError
 from trainer.job import Job
+from trainer.launch import thread_environment
 from trainer.ray_errors import original_error
 from trainer.stop import Interrupts, LocalStop
 
@@ -205,7 +206,7 @@ def ray_session(address: str, workers: int, threads: int) -> Iterator[None]:
     if address:
         settings: dict[str, Any] = {
             "address": address,
-            "runtime_env": {"env_vars": {**QUIET_ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}},
+            "runtime_env": {"env_vars": {**QUIET_ENVIRONMENT, **thread_environment(threads)}},
         }
     else:
         os.environ["PYTHONPATH"] = search_path  # an embedded Ray's processes inherit the environment

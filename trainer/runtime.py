@@ -80,6 +80,8 @@ def start(timeout_seconds: float, threads: int) -> Iterator[Runtime]:
         # user's choice.
     else:
         torch.use_deterministic_algorithms(True)
+        # Nothing here reads memory before it is written; filling every new tensor would cost a step 4 %.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         if threads:
             torch.set_num_threads(threads)
     started_here = not dist.is_initialized()
