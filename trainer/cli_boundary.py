@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import click
 
 USAGE, UNFORESEEN, INTERRUPTED = 2, 1, 130
+DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def guarded(command: Callable[[], Any]) -> int:
@@ -36,6 +38,8 @@ def _report(error: Exception) -> int:
     from trainer.ray_errors import original_error  # noqa: PLC0415 - only where something went wrong
 
     original = original_error(error)
+    if isinstance(original, OSError) and original.errno in DISK_ERRORS:
+        return _say([f"{original} → files are written there → make room, or choose a place we can write"], USAGE)
     code = exit_code(original)
     if code is not None:
         return _say(getattr(original, "problems", None) or [str(original)], code)

@@ -14,6 +14,8 @@ from torch.distributed.checkpoint.planner_helpers import _create_chunk_list
 from trainer.checkpoint.tensors import SPARSE_STATE
 from trainer.errors import CheckpointError
 
+MAX_LINES = 5
+
 
 def save_planner() -> DefaultSavePlanner:
     """Names are flattened by us (tensors.flatten); a replicated tensor is written once, by whichever rank has least to
@@ -30,9 +32,15 @@ class StrictLoadPlanner(DefaultLoadPlanner):
 
     def create_local_plan(self) -> LoadPlan:
         """Raises CheckpointError with a line per tensor that is missing, of another size or not covered by what was
-        saved."""
+        saved; another tower differs in hundreds, of which the first few are told."""
         assert self.metadata is not None
         problems = self._mismatches(self.metadata)
+        if len(problems) > MAX_LINES:
+            left_out = len(problems) - MAX_LINES + 1
+            problems[MAX_LINES - 1 :] = [
+                f"checkpoint {self.checkpoint}: {left_out} more tensors do not fit → the model must be the one "
+                "that was saved → use the run's own config.toml"
+            ]
         if problems:
             raise CheckpointError(problems)
         plan = super().create_local_plan()
@@ -53,7 +61,7 @@ class StrictLoadPlanner(DefaultLoadPlanner):
             saved = metadata.state_dict_metadata.get(name)
             if saved is None:
                 problems.append(
-                    f"checkpoint {self.checkpoint}: tensor {name} is missing → the model must be the one that was "
+                    f"checkpoint {self.checkpoint}: tensor {name} is missing → the model is not the one that "
                     "saved → "
                     "use the run's own config.toml"
                 )

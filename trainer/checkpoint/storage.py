@@ -126,7 +126,13 @@ class SafetensorsWriter(StorageWriter):
 
     def _write_file(self, name: str, items: list[WriteItem], planner: SavePlanner) -> list[WriteResult]:
         tensors = {_key(item.index): _own(planner.resolve_data(item)) for item in items}
-        save_file(tensors, self.path / name)
+        try:
+            save_file(tensors, self.path / name)
+        except SafetensorError as error:  # what an OSError becomes in it: a full disk, no permission
+            raise CheckpointError(
+                f"checkpoint: {self.path / name} cannot be written ({error}) → its files must be writable, with room "
+                "on the disk → make room or choose another --run-dir"
+            ) from error
         with (self.path / name).open("rb") as file:
             os.fsync(file.fileno())
         record = manifest.digest(self.path / name)
