@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -180,3 +181,18 @@ def test_what_a_real_run_shows_is_abridged_not_edited() -> None:
     known = real_run.known_of("  ceiling for click: log loss 0.4337 · NE 0.7895 · AUC 0.8029 (fields alone 0.7307)")
     assert known is not None
     assert (known.task, known.ceiling["auc"], known.blind) == ("click", 0.8029, {"auc": 0.7307})
+
+
+def test_names_of_the_design_page_exist() -> None:
+    """`module.name` below the heading of a room is something that room's module has."""
+    missing, found = [], 0
+    for section in re.split(r"^## ", pages()["docs/design.md"], flags=re.MULTILINE):
+        room = section.split("\n")[0]
+        if not (ROOT / room / "__init__.py").is_file():
+            continue
+        for module, name in re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)\.([A-Za-z_]+)[`(]", section):
+            found += 1
+            if not hasattr(importlib.import_module(f"{room}.{module}"), name):
+                missing.append(f"{room}/{module}: {name}")
+    assert missing == []
+    assert found > 40
