@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +78,7 @@ def _run_directory(options: TrainOptions, first: bool) -> Iterator[RunDir]:
     if options.dry_run:
         path = path.with_name(f"{path.name}.dry-run")  # a name that every rank knows, and only dry runs use
     run_dir = RunDir(path)
+    made = [parent for parent in path.parents if not parent.exists()]  # by this run, when it makes its directory
     if options.dry_run and first:
         shutil.rmtree(path, ignore_errors=True)
     held = path.exists() and any(path.iterdir()) if path.is_dir() else path.exists()
@@ -87,11 +88,19 @@ def _run_directory(options: TrainOptions, first: bool) -> Iterator[RunDir]:
         yield run_dir
     except BaseException:
         if first and not held and not _has_something(run_dir):
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path, made)
         raise
     finally:
         if options.dry_run and first:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path, made)
+
+
+def _remove(path: Path, parents: list[Path]) -> None:
+    """With those of its parents that nobody else has put anything into meanwhile."""
+    shutil.rmtree(path, ignore_errors=True)
+    for parent in parents:
+        with suppress(OSError):
+            parent.rmdir()
 
 
 def _has_something(run_dir: RunDir) -> bool:
