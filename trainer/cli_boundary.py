@@ -20,6 +20,9 @@ def guarded(command: Callable[[], Any]) -> int:
         command()
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:  # no verb given: the help is the answer
+        click.echo(error.format_message(), err=True)
+        return USAGE
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         verb = context.command_path if context else "tokenformer"

@@ -70,6 +70,14 @@ def test_usage_errors_are_one_line_and_exit_2(arguments, part):
     assert_refused(tokenformer(*arguments), 2, part)
 
 
+@pytest.mark.parametrize("arguments", [[], ["data"]])
+def test_without_a_verb_the_help_is_shown(arguments):
+    done = tokenformer(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: tokenformer")
+    assert "error" not in done.stderr
+
+
 def test_two_config_problems_are_both_reported():
     done = tokenformer("train", "--config", QUICK, "--model.dims", "3", "--train.log-every", "often")
     assert_refused(done, 2, "did you mean 'dim'?", "train.log_every = 'often'")
