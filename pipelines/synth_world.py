@@ -20,12 +20,12 @@ import numpy.typing as npt
 from pipelines.config import Synth
 
 PER_REQUEST = 4
-CATEGORIES = 8
+CATEGORIES = 5
 COUNTRIES = ("BR", "DE", "IN", "JP", "NG", "US")
 DEVICES = ("phone", "tablet", "television")
 AGE_EDGES = (25, 35, 50)
 CHAIN_1, CHAIN_2 = 2.4, 1.2
-FIELDS_CLICK_RATE = 0.18  # by the fields alone; the chain lifts it to about 0.25
+FIELDS_CLICK_RATE = 0.16  # by the fields alone; the chain lifts it to about 0.25
 PURCHASE_BIAS = -1.1
 UNOBSERVED_PURCHASES = 0.4
 DAY_SECONDS = 86_400
