@@ -20,13 +20,8 @@ def guarded(command: Callable[[], Any]) -> int:
         command()
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:  # no verb given: the help is the answer
-        click.echo(error.format_message(), err=True)
-        return USAGE
     except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        verb = context.command_path if context else "tokenformer"
-        return _say([f"{error.format_message()} → see {verb} --help"], USAGE)
+        return _usage(error)
     except (KeyboardInterrupt, click.Abort):
         return _say(["interrupted: nothing half-written was left"], INTERRUPTED)
     except BrokenPipeError:  # the reader of a pipe left: `tokenformer … | head`
@@ -68,6 +63,15 @@ def exit_code(error: BaseException) -> int | None:
         (IdMapError, 5),
     ]
     return next((code for kind, code in by_type if isinstance(error, kind)), None)
+
+
+def _usage(error: click.ClickException) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):  # no verb given: the help is the answer
+        click.echo(error.format_message(), err=True)
+        return USAGE
+    context = getattr(error, "ctx", None)
+    verb = context.command_path if context else "tokenformer"
+    return _say([f"{error.format_message()} → see {verb} --help"], USAGE)
 
 
 def _say(lines: list[str], code: int) -> int:
