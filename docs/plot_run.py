@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +37,25 @@ def draw(run: Path, picture: Path, known: Known | None = None) -> None:
     evals = [line for line in lines if line["kind"] == "eval"]
     if not train:
         raise ValueError(f"{run} has no train line")
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), constrained_layout=True)
+    ends = [line["step"] for line in lines if line["kind"] == "event" and line["event"] == "segment"]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), constrained_layout=True)
     for axis, (key, title) in zip(axes, PANELS, strict=True):
         _draw_panel(axis, key, train, evals)
+        for end in ends:
+            axis.axvline(end, color="#dddddd", linewidth=0.8, zorder=0)
         if known is not None:
             _draw_known(axis, key, known)
         axis.set_title(title, loc="left", fontsize=10)
         axis.set_xlabel("step", fontsize=9)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[1].legend(fontsize=8, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.savefig(picture, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
 
 def _draw_panel(axis: Axes, key: str, train: list[dict[str, Any]], evals: list[dict[str, Any]]) -> None:
-    """A line a task, a dot where it was evaluated, a rule where a segment begins."""
+    """A line a task, a dot where it was evaluated."""
     for colour, task in zip(COLOURS, train[0]["tasks"], strict=False):
         steps = [line["step"] for line in train]
         values = [line["tasks"][task][key] for line in train]
@@ -67,9 +69,6 @@ def _draw_panel(axis: Axes, key: str, train: list[dict[str, Any]], evals: list[d
             markersize=6,
             label=f"{task}, evaluation of {split}" if evals else None,
         )
-    starts = [next(lines)["step"] for _, lines in groupby(train, key=lambda line: line["segment"])]
-    for start in starts[1:]:
-        axis.axvline(start, color="#dddddd", linewidth=0.8, zorder=0)
 
 
 def _draw_known(axis: Axes, key: str, known: Known) -> None:

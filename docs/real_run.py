@@ -22,7 +22,8 @@ from generate import DOCS, fill
 from plot_run import Known, draw
 
 ROOT = DOCS.parent
-SHOWN_STEPS = 6  # lines of training shown, spread evenly over the run
+# Lines of which there are many, and how many of them are shown, spread evenly.
+MANY = ((re.compile(r"step \d+ ·"), 5), (re.compile(r"  [^ ]+: [\d,]+ rows ·"), 3))
 
 
 def main(archive: str) -> None:
@@ -75,20 +76,18 @@ def tokenformer(arguments: list[str], folder: str) -> str:
 
 
 def abridged(text: str) -> Iterator[str]:
-    """The lines without most of the training steps, and without blank lines at the ends."""
+    """The lines without most of those that are many of a kind, and without blank lines at the ends."""
     lines = [line.rstrip() for line in text.strip().splitlines()]
-    steps = [number for number, line in enumerate(lines) if re.match(r"step \d+ ·", line)]
-    spread = max(1, len(steps) - 1) / max(1, SHOWN_STEPS - 1)
-    kept = {steps[round(place * spread)] for place in range(SHOWN_STEPS) if steps and place * spread < len(steps)}
-    left_out = False
+    hidden: set[int] = set()
+    for pattern, shown in MANY:
+        found = [number for number, line in enumerate(lines) if pattern.match(line)]
+        if len(found) > shown:
+            hidden |= set(found) - {found[round(place * (len(found) - 1) / (shown - 1))] for place in range(shown)}
     for number, line in enumerate(lines):
-        if number in steps and number not in kept:
-            left_out = True
-            continue
-        if left_out:
+        if number not in hidden:
+            yield line
+        elif number - 1 not in hidden:
             yield "…"
-            left_out = False
-        yield line
 
 
 def known_of(text: str) -> Known | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+# Dated reports tell what was run then; they are not instructions.
+REPORTS = ("docs/benchmarks/", "docs/tuning.md")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -26,9 +28,14 @@ def pages() -> dict[str, str]:
     return {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in found}
 
 
+def instructions() -> dict[str, str]:
+    """The pages that tell their reader what to do."""
+    return {page: text for page, text in pages().items() if not page.startswith(REPORTS)}
+
+
 def blocks(language: str, *only: str) -> list[Block]:
-    """Fenced blocks of a language, in the order of the pages named, or of all pages."""
-    texts = pages()
+    """Fenced blocks of a language, in the order of the pages named, or of all instructions."""
+    texts = instructions()
     return [
         Block(page, found[1], found[2])
         for page in only or texts
@@ -51,7 +58,7 @@ def anchors(text: str) -> set[str]:
 def commands() -> list[tuple[str, str]]:
     """(page, command line) of every `tokenformer …` in code, on one line each."""
     found = []
-    for page, text in pages().items():
+    for page, text in instructions().items():
         code = [match[2] for match in BLOCK.finditer(text)] + re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))
         found += [(page, line) for piece in code for line in re.findall(r"\btokenformer [a-z].*", piece)]
     return found
