@@ -45,9 +45,9 @@ class DenseOptimizer:
         self._sync.zero_grad()
 
     def step(self) -> None:
-        """Nothing at all in a bad step: moments and step counts stay as they were."""
+        """Nothing at all in a bad step, or one without labels: moments and step counts stay as they were."""
         self._sync.wait()
-        if not self._gate.ok:
+        if not self._gate.applies:
             return
         parameters = list(self._parameters.values())
         max_norm = self._config.clip_norm or math.inf

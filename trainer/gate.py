@@ -19,8 +19,8 @@ from torch.nn.utils import get_total_norm
 class GradientGate:
     """Checks loss, gradients of table rows, and dense gradients, and agrees over `group`.
 
-    `ok`: after a backward, whether the step may be applied, the same on every rank. `bad_steps`: how many were not, so
-    far.
+    `ok`: after a backward, whether its gradients are sound, the same on every rank. `labelled`: whether there was
+    anything to learn from. `bad_steps`: how many were not sound, so far.
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
@@ -28,11 +28,19 @@ class GradientGate:
         self._loss: torch.Tensor | None = None
         self.dense_parameters: list[nn.Parameter] = []
         self.ok = True
+        self.labelled = True
         self.bad_steps = 0
 
-    def watch_loss(self, loss: torch.Tensor) -> None:
-        """Called by the forward with this step's loss."""
+    @property
+    def applies(self) -> bool:
+        """Whether the dense step is taken. Without a label in the global batch it is not: moments and decay would move
+        the weights although nothing was learnt."""
+        return self.ok and self.labelled
+
+    def watch_loss(self, loss: torch.Tensor, labelled: bool = True) -> None:
+        """Called by the forward with this step's loss. labelled: some rank's batch has a label of weight > 0."""
         self._loss = loss.detach()
+        self.labelled = labelled
 
     def agree(self, gradients: list[torch.Tensor]) -> bool:
         """Collective: True iff loss and all gradients are finite on every rank."""

@@ -102,7 +102,7 @@ class Scorer(nn.Module):
             torch.manual_seed(derive_seed(*self._seed, batch.info.step))
         logits_SK = self.ranker(inputs)
         loss = ranking_loss(logits_SK, batch.labels_SK, batch.weights_SK, batch.normalizers_K, self._heads)
-        self._gate.watch_loss(loss)
+        self._gate.watch_loss(loss, labelled=any(batch.info.weight_sums))
         outputs = Outputs(
             info=batch.info,
             loss=loss.detach(),

@@ -61,7 +61,7 @@ class Reporter:
         self._segment = segment
         self._batches_left -= 1
         self._metrics.update(outputs.probabilities_SK.cpu(), outputs.labels_SK.cpu(), outputs.weights_SK.cpu())
-        if self._gate.ok:  # a bad step's loss is counted as a bad step, not averaged
+        if self._gate.applies:  # a bad step's loss is counted as a bad step, not averaged; one without labels has none
             self._losses += torch.stack([outputs.loss.detach().double().cpu(), torch.ones((), dtype=torch.float64)])
         if state.step % self._config.train.log_every == 0:
             self._report(state, feed)

@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 
 from tests.integration.command import TORCHRUN, Command, Ended, latest_step, ran, started, write_run_file
-from tests.trainer.runs import differing, saved_tensors
-from trainer.checkpoint import manifest
-from trainer.checkpoint.state import CheckpointState, read_state
+from tests.trainer.runs import differing, newest_state, saved_tensors
+from trainer.checkpoint.state import CheckpointState
 from trainer.metrics.streaming import TaskMetrics
-from trainer.run_dir import RunDir
 
 ENDLESS = {"epochs": 100}  # some 800 steps: a signal always comes before the end
 TRAIN = ("train", "--config", "run.toml", "--run-dir")
@@ -31,11 +29,6 @@ def assert_left_in_order(ended: Ended, number: signal.Signals) -> None:
     for text in (ended.out, ended.err):
         assert "Traceback" not in text
     assert ended.errors == []
-
-
-def newest_state(run_dir: Path) -> CheckpointState:
-    path = RunDir(run_dir).require_latest()
-    return read_state(path, manifest.read_commit(path))
 
 
 def assert_same_run(run: Path, reference: Path) -> None:

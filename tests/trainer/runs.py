@@ -14,6 +14,7 @@ from model.config import Model
 from tests.distributed.ranks import run_ranks
 from tests.pipelines.rows import make_data, make_schema
 from trainer.checkpoint import manifest
+from trainer.checkpoint.state import CheckpointState, read_state
 from trainer.checkpoint.storage import open_safetensors
 from trainer.config import Config
 from trainer.config_sections import Checkpoint, Optim, Telemetry, Train
@@ -78,6 +79,12 @@ def _worker(rank: int, world_size: int, runs: list[Run]) -> list[dict[str, Any] 
 def train_all(runs: list[Run], world_size: int, timeout: float = 150) -> list[Any]:
     """Rank 0's results of the runs, each to its end, one after the other in one group of N processes."""
     return run_ranks(_worker, world_size, runs, timeout=timeout)[0]
+
+
+def newest_state(run_dir: Path) -> CheckpointState:
+    """What the newest checkpoint holds beside its tensors."""
+    path = RunDir(run_dir).require_latest()
+    return read_state(path, manifest.read_commit(path))
 
 
 def saved_tensors(run_dir: Path) -> dict[str, torch.Tensor]:

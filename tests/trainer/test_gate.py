@@ -9,11 +9,8 @@ import pytest
 import torch
 
 from tests.pipelines.rows import make_rows, write_rows
-from tests.trainer.runs import Run, differing, saved_tensors, tiny_config, train_all
-from trainer.checkpoint import manifest
-from trainer.checkpoint.state import read_state
+from tests.trainer.runs import Run, differing, newest_state, saved_tensors, tiny_config, train_all
 from trainer.gate import GradientGate
-from trainer.run_dir import RunDir
 
 BAD_VALUES = {"infinite": float("inf"), "overflowing": 3e38}
 
@@ -36,9 +33,7 @@ def test_a_bad_step_leaves_weights_and_states_as_they_were(tmp_path: Path, world
     for name in BAD_VALUES:
         after = saved_tensors(tmp_path / f"run {name}")
         assert [found for found in differing(before, after) if not found.startswith("id_maps/")] == [], name
-        path = RunDir(tmp_path / f"run {name}").latest()
-        assert path is not None
-        state = read_state(path, manifest.read_commit(path))
+        state = newest_state(tmp_path / f"run {name}")
         assert (state.step, state.bad_steps) == (4, 1), name
 
 
