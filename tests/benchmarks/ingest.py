@@ -1,0 +1,233 @@
+"""Rows per second from Parquet to ready batches: ours, a bare pyarrow scan, and stock Ray Data.
+
+    python -m tests.benchmarks.ingest [--quick]
+
+Ours ends with shuffled batches of unique ids per table, checked against the schema; the others with flat numpy views
+of the columns, in file order: `floor` does the least that can be called reading.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # no network; read when Ray is first imported
+
+import ray
+import ray.data
+
+from pipelines.config import Data
+from pipelines.schema import Column, History, Schema, Task
+from pipelines.segments import find_segments
+from pipelines.stream import Executor, ThreadExecutor, batches
+from pipelines.stream_ray import RayExecutor
+from pipelines.windows import Pass
+from tests.benchmarks import harness
+from tests.benchmarks.train_rows import lists, zipf
+from trainer import machine
+
+FLOOR, FLOOR_THREADS = "floor: pyarrow, one thread", "floor: pyarrow, its own threads"
+OURS_RAY, OURS_THREADS, STOCK = "ours, Ray executor", "ours, threads executor", "stock Ray Data"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """20 categorical columns and 3 history lists, a time and one labelled candidate: all of them are read."""
+
+    files: int
+    rows_a_file: int = 16_384
+    row_group_rows: int = 4_096
+    categorical: int = 20
+    mean_length: int = 50
+    longest: int = 200
+    global_batch: int = 512
+    window_batches: int = 8
+
+    @property
+    def rows(self) -> int:
+        """In all."""
+        return self.files * self.rows_a_file
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One pass over the data by one contestant."""
+
+    rows_per_second: float
+    first_batch_seconds: float
+    cpu_seconds_per_million: float
+
+
+def write_files(shape: Shape, folder: Path) -> None:
+    """Zipf–Mandelbrot ids of 10 to a million values, geometric history lengths."""
+    rng = np.random.default_rng(7)
+    for file in range(shape.files):
+        rows = shape.rows_a_file
+        columns = {f"field_{i}": zipf(rng, cardinality(i), rows) for i in range(shape.categorical)}
+        length_R = np.minimum(rng.geometric(1 / shape.mean_length, rows), shape.longest)
+        offsets, events = np.concatenate([[0], np.cumsum(length_R)]), int(length_R.sum())
+        time_R = 1_700_000_000 + np.arange(rows)
+        table = {name: pa.array(values) for name, values in columns.items()}
+        table["time"] = pa.array(time_R)
+        table["past_item"] = lists(offsets, zipf(rng, 1_000_000, events))
+        table["past_category"] = lists(offsets, zipf(rng, 1_000, events))
+        ages_E = np.concatenate([np.arange(length, 0, -1) for length in length_R])
+        table["past_time"] = lists(offsets, np.repeat(time_R, length_R) - ages_E)
+        table["item"] = lists(np.arange(rows + 1), zipf(rng, 1_000_000, rows))
+        table["click"] = lists(np.arange(rows + 1), (rng.random(rows) < 0.2).astype(np.int8))
+        path = folder / f"part-{file:03}.parquet"
+        pq.write_table(pa.table(table), path, compression="zstd", row_group_size=shape.row_group_rows)
+
+
+def cardinality(field: int) -> int:
+    """10, 100, … a million, in turn."""
+    return int(10 ** (1 + field % 6))
+
+
+def make_pass(shape: Shape, folder: Path) -> Pass:
+    """Ours over the same files."""
+    columns = {f"field_{i}": Column(role="context", kind="id") for i in range(shape.categorical)}
+    columns["field_0"] = Column(role="user", kind="id")
+    columns["time"] = Column(role="time", kind="time")
+    columns["item"] = Column(role="item", kind="id", group="candidates")
+    columns["click"] = Column(role="label", kind="dense", group="candidates")
+    columns["past_item"] = Column(role="item", kind="id", group="history.past", shares="item")
+    columns["past_category"] = Column(role="item", kind="id", group="history.past")
+    columns["past_time"] = Column(role="time", kind="time", group="history.past")
+    schema = Schema(
+        user="field_0",
+        columns=columns,
+        histories={"past": History(max_length=shape.longest, time="past_time")},
+        tasks={"click": Task(label="click")},
+    )
+    data = Data(rows=str(folder), global_batch=shape.global_batch, window_batches=shape.window_batches)
+    return Pass(schema, data, find_segments(data).train, seed=1)
+
+
+def bare_scan(files: list[Path], use_threads: bool) -> Iterator[int]:
+    """pyarrow, row group by row group, to numpy views."""
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                yield views(file.read_row_group(group, use_threads=use_threads))
+
+
+def stock_ray(files: list[Path], shape: Shape) -> Iterator[int]:
+    """What Ray's documentation shows, to numpy views in the consumer."""
+    [split] = ray.data.read_parquet([str(path) for path in files]).streaming_split(1)
+    for table in split.iter_batches(batch_size=shape.global_batch, batch_format="pyarrow"):
+        yield views(table)
+
+
+def views(table: pa.Table) -> int:
+    """Zero-copy numpy arrays of every column, values and offsets; returns the rows."""
+    for column in table.columns:
+        for chunk in column.chunks:
+            if pa.types.is_list(chunk.type):
+                chunk.offsets.to_numpy()
+                chunk.values.to_numpy()
+            else:
+                chunk.to_numpy()
+    return int(table.num_rows)
+
+
+def ours(pass_: Pass, executor: Executor) -> Iterator[int]:
+    """The trainer's own iterator of batches."""
+    with batches(pass_, 1, 0, None, executor) as stream:
+        for batch in stream:
+            yield batch.rows
+
+
+def scan(name: str, begin: Callable[[], Iterator[int]], rows: int) -> Scan:
+    """Times one pass, to its end. Raises RuntimeError where a row is missing."""
+    with harness.CpuMeter() as meter:
+        began = time.perf_counter()
+        found = begin()
+        total = next(found)
+        first = time.perf_counter() - began
+        total += sum(found)
+        seconds = time.perf_counter() - began
+    if total != rows:
+        raise RuntimeError(f"{name}: {total} rows of {rows}")
+    return Scan(rows / seconds, first, meter.seconds / rows * 1e6)
+
+
+def compete(shape: Shape, folder: Path, rounds: int) -> dict[str, list[Scan]]:
+    """Every contestant's passes, in turn, after an unmeasured one each (unless one round is all)."""
+    files, passes = sorted(folder.glob("*.parquet")), itertools.count()
+    pass_ = make_pass(shape, folder)
+    contestants: dict[str, Callable[[], Iterator[int]]] = {
+        FLOOR: partial(bare_scan, files, False),
+        FLOOR_THREADS: partial(bare_scan, files, True),
+        OURS_THREADS: lambda: ours(pass_, ThreadExecutor()),
+        OURS_RAY: lambda: ours(pass_, RayExecutor(f"ingest-{next(passes)}")),
+        STOCK: lambda: stock_ray(files, shape),
+    }
+    timed = {name: partial(scan, name, begin, shape.rows) for name, begin in contestants.items()}
+    if rounds > 1:
+        harness.in_turn(timed, 1)
+    return harness.in_turn(timed, rounds)
+
+
+def report(scans: dict[str, list[Scan]]) -> dict[str, float]:
+    """Prints the table; returns the ratios."""
+    speeds = {name: [s.rows_per_second for s in found] for name, found in scans.items()}
+    floor = max((FLOOR, FLOOR_THREADS), key=lambda name: median(speeds[name]))
+    rows = [
+        [
+            name,
+            harness.spread(speeds[name]),
+            f"{harness.ratio(speeds[name], speeds[floor]):.2f}",
+            f"{median(s.first_batch_seconds for s in found):.2f}",
+            f"{median(s.cpu_seconds_per_million for s in found):.1f}",
+        ]
+        for name, found in scans.items()
+    ]
+    harness.table(["Parquet to batches", "rows/s", "÷ floor", "first batch, s", "CPU s per million rows"], rows)
+    return {
+        "floor_share": harness.ratio(speeds[OURS_RAY], speeds[floor]),
+        "floor_share_threads": harness.ratio(speeds[OURS_THREADS], speeds[floor]),
+        "over_ray_stock": harness.ratio(speeds[OURS_RAY], speeds[STOCK]),
+        "over_ray_stock_threads": harness.ratio(speeds[OURS_THREADS], speeds[STOCK]),
+    }
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Ends within a minute on 2 cores.")
+@click.option("--tiny", is_flag=True, hidden=True, help="For the tests.")
+def main(quick: bool, tiny: bool) -> None:
+    """From Parquet to batches, against a bare scan and stock Ray Data."""
+    harness.prepare_process()
+    shape, rounds = (Shape(files=4), 2) if quick else (Shape(files=16), 5)
+    if tiny:
+        shape, rounds = Shape(files=2, rows_a_file=512, row_group_rows=256, global_batch=64), 1
+    cores = machine.cores()
+    harness.show("shape", asdict(shape))
+    harness.show("measured", {"passes": rounds, "unmeasured": int(rounds > 1), "cores": cores})
+    ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        with TemporaryDirectory() as folder:
+            write_files(shape, Path(folder))
+            ratios = report(compete(shape, Path(folder), rounds))
+    finally:
+        ray.shutdown()
+    harness.finish("ingest", ratios, cores)
+
+
+if __name__ == "__main__":
+    main()

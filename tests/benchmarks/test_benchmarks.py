@@ -1,0 +1,43 @@
+"""Each benchmark runs to its end on this machine and closes with the line that others read."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = {
+    "train_step": {
+        "over_plain_pytorch",
+        "over_plain_pytorch_from_parquet",
+        "over_plain_pytorch_2_ranks",
+        "over_plain_pytorch_2_ranks_from_parquet",
+    },
+    "ingest": {"floor_share", "floor_share_threads", "over_ray_stock", "over_ray_stock_threads"},
+}
+
+
+@pytest.mark.timeout(170)
+@pytest.mark.parametrize("name", ["train_step", pytest.param("ingest", marks=pytest.mark.slow)])
+def test_a_benchmark_closes_with_its_ratios_and_the_machine(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.benchmarks.{name}", "--tiny"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=160,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last.keys() == {"benchmark", "ratios", "machine"}
+    assert last["benchmark"] == name
+    assert last["ratios"].keys() == KEYS[name]
+    assert all(math.isfinite(value) and value > 0 for value in last["ratios"].values())
+    assert last["machine"]["cores"] >= 1
+    assert "torch" in last["machine"]["versions"]
