@@ -94,7 +94,7 @@ class PlainTrainer:
 
     def __init__(self, shape: Shape, variant: Variant, optim: Optim, table_lr: float, world_size: int) -> None:
         torch.manual_seed(1)
-        torch.sparse.check_sparse_tensor_invariants.disable()  # the default, said aloud: no warning
+        torch.sparse.check_sparse_tensor_invariants.disable()  # type: ignore[no-untyped-call]  # the default, said aloud: no warning
         ranker = PlainRanker(shape, variant)
         tables = list(ranker.tables.parameters())
         self._dense = [p for n, p in ranker.named_parameters() if not n.startswith("tables.")]
