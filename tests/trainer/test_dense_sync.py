@@ -1,0 +1,72 @@
+"""Dense gradients over ranks: the mean of every rank's, whatever the buckets and whoever had none."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from tests.distributed.ranks import run_ranks
+
+WORLD_SIZE = 3
+LIMITS = {  # (bucket_mb, first_bucket_mb)
+    "one for all": (25.0, 25.0),
+    "one a parameter": (1e-6, 1e-6),
+    "a small first one": (25.0, 1e-6),
+    "two": (0.0002, 1e-6),
+}
+
+
+class Tower(nn.Module):
+    """`rare` is used by rank 0 alone, `never` by none."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first = nn.Parameter(torch.randn(8, 8))
+        self.rare = nn.Parameter(torch.randn(8))
+        self.never = nn.Parameter(torch.randn(3))
+        self.second = nn.Parameter(torch.randn(8, 4))
+
+    def loss(self, rank: int, step: int) -> torch.Tensor:
+        x_BD = torch.randn(5, 8, generator=torch.Generator().manual_seed(100 * step + rank))
+        hidden_BD = x_BD @ self.first
+        if rank == 0:
+            hidden_BD = hidden_BD * self.rare
+        return (hidden_BD.tanh() @ self.second).square().mean()
+
+
+def _steps(rank: int, world_size: int) -> dict[str, list[list[torch.Tensor]]]:
+    """{limits: [gradients of a step, for two steps and one more with the first's data]}."""
+    from trainer.dense_sync import DenseSync
+
+    group = dist.new_group(backend="gloo")
+    found = {}
+    for name, (bucket_mb, first_bucket_mb) in LIMITS.items():
+        tower = Tower(seed=rank)  # ranks begin apart
+        sync = DenseSync(group, bucket_mb, first_bucket_mb)
+        sync.attach(dict(tower.named_parameters()))
+        found[name] = []
+        for step in (0, 1, 0):
+            sync.zero_grad()
+            tower.loss(rank, step).backward()
+            sync.wait()
+            found[name].append([parameter.grad.clone() for parameter in tower.parameters()])
+    return found
+
+
+def _expected(step: int) -> list[torch.Tensor]:
+    tower = Tower(seed=0)
+    losses = torch.stack([tower.loss(rank, step) for rank in range(WORLD_SIZE)])
+    gradients = torch.autograd.grad(losses.mean(), list(tower.parameters()), allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(tower.parameters(), gradients, strict=True)]
+
+
+def test_gradients_are_the_mean_over_ranks_and_the_same_bits_on_each() -> None:
+    by_rank = run_ranks(_steps, WORLD_SIZE, timeout=100)
+    expected = [_expected(step) for step in (0, 1, 0)]
+    assert all(any(g.abs().max() > 1e-3 for g in gradients) for gradients in expected)
+    for name in LIMITS:
+        torch.testing.assert_close(by_rank[0][name], expected, rtol=1e-5, atol=1e-7)
+        for other in by_rank[1:]:
+            torch.testing.assert_close(other[name], by_rank[0][name], rtol=0, atol=0)
