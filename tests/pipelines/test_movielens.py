@@ -91,5 +91,7 @@ def test_the_shipped_run_file_reproduces_the_published_counts(tmp_path: Path) ->
     assert [f"{rate:.4f}" for rate in rates] == ["0.5798", "0.5783", "0.5437"]
     assert "97,002 examples" in report.lines()[-1]
     ratings = pq.read_table(tmp_path / "rows" / "segment=3-test", columns=["movie_id", "label", "timestamp"])
-    assert max(len(row) for row in ratings["movie_id"].to_pylist()) == 300
+    settings = run_file["data"]["prepare"]
+    longest = settings["context_events"] + settings["supervised_events"]
+    assert max(len(row) for row in ratings["movie_id"].to_pylist()) == longest
     assert all(row == sorted(row) for row in ratings["timestamp"].to_pylist())
