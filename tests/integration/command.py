@@ -19,7 +19,8 @@ from trainer.config import dump_config
 from trainer.run_dir import RunDir
 
 ROOT = Path(__file__).parents[2]
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+# The host's own name need not resolve.
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2")
 POLL_SECONDS = 0.02
 
 
