@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -45,6 +46,17 @@ def gpus() -> tuple[int, str]:
         named = len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
         return min(named, present), f"CUDA_VISIBLE_DEVICES={visible}"
     return present, f"{present} GPU(s) here"
+
+
+def keep_freed_memory() -> bool:
+    """Makes glibc's malloc keep what is freed, instead of giving large blocks back to the kernel and waiting for zeroed
+    pages in every step: about 8 % of a CPU step (docs/benchmarks). False where the C library has no such setting."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    return bool(mallopt(mmap_threshold, 2**30)) and bool(mallopt(trim_threshold, 2**31 - 1))
 
 
 def version(distribution: str) -> str | None:

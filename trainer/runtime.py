@@ -14,6 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from trainer import machine
 from trainer.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -80,8 +81,7 @@ def start(timeout_seconds: float, threads: int) -> Iterator[Runtime]:
         # user's choice.
     else:
         torch.use_deterministic_algorithms(True)
-        # Nothing here reads memory before it is written; filling every new tensor would cost a step 4 %.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        machine.keep_freed_memory()
         if threads:
             torch.set_num_threads(threads)
     started_here = not dist.is_initialized()
