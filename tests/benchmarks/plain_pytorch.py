@@ -47,6 +47,7 @@ VARIANTS = {
     "bf16 autocast": Variant(autocast=True),
     "bf16 module": Variant(module=torch.bfloat16),
     "bf16 module, products": Variant(module=torch.bfloat16, products=True),
+    "bf16 module, products, dense grads": Variant(sparse=False, module=torch.bfloat16, products=True),
 }
 
 

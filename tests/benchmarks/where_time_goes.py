@@ -16,7 +16,7 @@ SPANS = {
     "## start_sparse_data_dist": "next batch: exchange of ids, start",
     "## wait_sparse_data_dist": "next batch: exchange of ids, end",
     "## zero_grad": "zeroing gradients",
-    "gloo:": "within these, gloo exchanges",
+    "gloo:": "beside these, gloo exchanges with their waiting",
 }
 
 
