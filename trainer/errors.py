@@ -28,12 +28,6 @@ class RunDataError(UserError):
     exit_code = 3
 
 
-class PlanDoesNotFit(UserError):  # noqa: N818 - the name is the finding
-    """The sharding plan."""
-
-    exit_code = 4
-
-
 class CheckpointError(UserError):
     """Checkpoints and run directories to resume from."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,8 +22,6 @@ from trainer.recommender import Outputs
 from trainer.reporter import Reporter
 from trainer.runtime import Runtime
 from trainer.train_state import TrainState
-
-log = logging.getLogger(__name__)
 
 
 class Trainer:

@@ -43,11 +43,9 @@ class Reporter:
         self._metrics = TaskMetrics(tuple(config.schema.tasks))
         self._batches_left = 0
         self._segment = ""
-        self._pass: Pass | None = None
 
     def start(self, state: TrainState, pass_: Pass) -> None:
         """Before the first step."""
-        self._pass = pass_
         self._segment = state.position.name if state.position else ""
         if self._runtime.is_first:
             self._batches_left = batches_left(pass_, state, self._config.train.max_steps)

@@ -17,8 +17,6 @@ import torch.distributed as dist
 from trainer import machine
 from trainer.errors import ConfigError
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Runtime:
