@@ -15,8 +15,11 @@ import numpy.typing as npt
 
 Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
+Int8 = npt.NDArray[np.int8]
 Float32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
+
+TRAINED, SAMPLED_OUT, QUARANTINED = 0, 1, 2  # `Batch.status`
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,12 @@ class Batch:
                        event times, or running indices where the schema orders ties.
     request_time, request_clock: int64 [R]: of the request (candidates' clock).
     labels, weights:   {task: float32 [S]}: weight 0 (and label 0) where null, outside the task's space, sampled out,
-                       context or filler.
+                       quarantined, context or filler. Weights are the loss's.
+    metric_weights:    {task: float32 [S]}: the metrics' weights: those of the log before it was down-sampled. The very
+                       arrays of `weights` where the two are the same.
+    offsets:           {task: float32 [S]}: added to the task's logit in the loss only (a down-sampled log, corrected by
+                       offset); tasks without one are absent.
+    status:            int8 [R]: TRAINED, SAMPLED_OUT or QUARANTINED. Rows that do not count keep their place.
     user:              int64 [R]: id of the user (strings hashed). request: int64 [R] id of the request.
     file, row:         int32 [R] index into the plan's files, int64 [R] row in that file: as read.
     filler:            True for the weightless row that keeps a rank in step when it was dealt none.
@@ -89,6 +97,9 @@ class Batch:
     request_clock: Int64
     labels: dict[str, Float32]
     weights: dict[str, Float32]
+    metric_weights: dict[str, Float32]
+    offsets: dict[str, Float32]
+    status: Int8
     user: Int64
     request: Int64
     file: Int32

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pipelines.batch import Batch, Float32, Int64
+from pipelines.batch import SAMPLED_OUT, TRAINED, Batch, Float32, Int64
 from pipelines.clocks import hide_unknown_actions, read_clocks, request_ids
 from pipelines.collate import WindowArrays, collate, inner_starts, supervised_group, unique_tables
 from pipelines.config import Data
@@ -15,21 +15,21 @@ from pipelines.decode import Bool, Rows, complete, concatenate, decode_table
 from pipelines.errors import DataError
 from pipelines.hashing import mix
 from pipelines.read import read_window
+from pipelines.reading import Reading
 from pipelines.schema import Schema
 from pipelines.windows import Window
 
 SAMPLE_SEED = 0x5A3B
 
 
-def carry_window(
-    window: Window, schema: Schema, data: Data, world_size: int, ranks: Iterable[int]
-) -> dict[int, list[Batch]]:
+def carry_window(window: Window, reading: Reading, world_size: int, ranks: Iterable[int]) -> dict[int, list[Batch]]:
     """{rank: its batch of each of the window's global batches}, for the ranks asked for.
 
     A rank that is dealt no row gets a filler: the global batch's first row without weight. Raises DataError, naming
     file, row, column and value of what is wrong, all columns at once.
     """
-    arrays = load_window(window, schema, data)
+    schema = reading.schema
+    arrays = load_window(window, schema, reading.data)
     order = window.order()
     kept = arrays.clocks.kept
     counted = [g for g in kept if g != "candidates" or schema.supervision == "candidates"]
@@ -72,11 +72,13 @@ def load_window(window: Window, schema: Schema, data: Data) -> WindowArrays:
     if schema.supervision == "candidates":
         hide_unknown_actions(rows, schema, clocks)
     request = request_ids(rows, schema, clocks.request_time)
-    labels, weights = _supervision(rows, schema, _sampled(request, data.sample))
+    sampled = _sampled(request, data.sample)
+    status = np.where(sampled, TRAINED, SAMPLED_OUT).astype(np.int8)
+    labels, weights = _supervision(rows, schema, sampled)
     unique, codes = unique_tables(rows, schema)
     starts = {name: inner_starts(rows.columns[name]) for name in codes if rows.columns[name].lengths is not None}
     user = rows.columns[schema.user].values
-    return WindowArrays(schema, rows, clocks, unique, codes, starts, labels, weights, user, request)
+    return WindowArrays(schema, rows, clocks, unique, codes, starts, labels, weights, status, user, request)
 
 
 def _sampled(request_R: Int64, share: float) -> Bool:

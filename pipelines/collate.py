@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.batch import Array, Batch, FieldIds, Float32, Int32, Int64, Position, TableIds
+from pipelines.batch import Array, Batch, FieldIds, Float32, Int8, Int32, Int64, Position, TableIds
 from pipelines.clocks import Clocks
 from pipelines.decode import Rows, Values
 from pipelines.factorize import factorize
@@ -20,7 +20,7 @@ from pipelines.schema import INPUT_ROLES, TABLE_KINDS, Schema
 class WindowArrays:
     """All a window's batches are gathered from. unique: {table: int64 [U of the window]}, ascending; codes: {column:
     int64 [D], place of each id in its table's `unique`}; starts: {`ids` column: int64 [D] first value of each
-    position}; labels, weights: {task: float32 [D of the supervised group]}; sampled, user, request: [R of the
+    position}; labels, weights: {task: float32 [D of the supervised group]}; status, user, request: [R of the
     window]."""
 
     schema: Schema
@@ -31,6 +31,7 @@ class WindowArrays:
     starts: dict[str, Int64]
     labels: dict[str, Float32]
     weights: dict[str, Float32]
+    status: Int8
     user: Int64
     request: Int64
 
@@ -69,7 +70,10 @@ def collate(window: WindowArrays, row_R: Int64, position: Position, filler: bool
     histories = list(schema.histories)
     events = {name: positions[f"history.{name}"] for name in histories}
     supervised = positions.get(window.supervised, row_R[:0])
-    weights = {task: values[supervised] for task, values in window.weights.items()}
+    weights = {
+        task: np.zeros(len(supervised), np.float32) if filler else values[supervised]
+        for task, values in window.weights.items()
+    }
     return Batch(
         position=position,
         rows=len(row_R),
@@ -84,7 +88,10 @@ def collate(window: WindowArrays, row_R: Int64, position: Position, filler: bool
         request_time=clocks.request_time[row_R],
         request_clock=clocks.request_clock[row_R],
         labels={task: np.where(filler, np.float32(0), values[supervised]) for task, values in window.labels.items()},
-        weights={task: np.zeros_like(values) if filler else values for task, values in weights.items()},
+        weights=weights,
+        metric_weights=weights,
+        offsets={},
+        status=window.status[row_R],
         user=window.user[row_R],
         request=window.request[row_R],
         file=rows.file[row_R],

@@ -11,8 +11,7 @@ import pyarrow as pa
 
 from pipelines.batch import Batch
 from pipelines.carry import carry_window
-from pipelines.config import Data
-from pipelines.schema import Schema
+from pipelines.reading import Reading
 from pipelines.windows import Window
 
 ALIGNMENT = 64
@@ -23,11 +22,11 @@ def order_block(window: Window) -> pa.Table:
     return pa.table({"window": pa.array([pickle.dumps(window)], pa.binary())})
 
 
-def carry_block(orders: pa.Table, schema: Schema, data: Data, world_size: int) -> Iterator[pa.Table]:
+def carry_block(orders: pa.Table, reading: Reading, world_size: int) -> Iterator[pa.Table]:
     """One block a rank for each window ordered, in the order of the ranks: what a Ray task runs. Raises DataError."""
     for order in orders.column("window").to_pylist():
         window: Window = pickle.loads(order)  # noqa: S301 - made by this run's own feed
-        carried = carry_window(window, schema, data, world_size, range(world_size))
+        carried = carry_window(window, reading, world_size, range(world_size))
         for rank in range(world_size):
             packed = pack(carried.pop(rank))
             offsets = pa.py_buffer(np.array([0, len(packed)], np.int64))

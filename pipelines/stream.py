@@ -127,7 +127,7 @@ class ThreadExecutor:
 
 
 def _carry_one(window: Window, pass_: Pass, world_size: int, rank: int) -> list[Batch]:
-    return carry_window(window, pass_.schema, pass_.data, world_size, [rank])[rank]
+    return carry_window(window, pass_.reading, world_size, [rank])[rank]
 
 
 def _fail(error: DataError) -> list[Batch] | None:

@@ -137,7 +137,7 @@ def _blocks(
     for name in ("ray.data", "ray.data._internal.progress"):
         logging.getLogger(name).setLevel(logging.ERROR)  # one line a Dataset, at warning level
     windows = pass_.windows_from(start)
-    arguments = {"schema": pass_.schema, "data": pass_.data, "world_size": world_size}
+    arguments = {"reading": pass_.reading, "world_size": world_size}
     while orders := [order_block(window) for window in itertools.islice(windows, windows_a_dataset)]:
         dataset = ray.data.from_blocks(orders).map_batches(
             carry_block, batch_size=None, batch_format="pyarrow", fn_kwargs=arguments, num_cpus=num_cpus

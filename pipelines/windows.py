@@ -22,6 +22,7 @@ from pipelines.config import Data
 from pipelines.errors import DataError
 from pipelines.footers import Footer, read_footers
 from pipelines.hashing import derive_seed, permutation
+from pipelines.reading import BY_LENGTH, Reading, RowCost
 from pipelines.schema import Schema
 from pipelines.segments import Segment
 
@@ -181,12 +182,21 @@ class Pass:
 
     shuffle: False for evaluation: one epoch, segments and rows in order, no seed, train_only columns as served.
     A checkpoint saves the position of the last batch done; `position_after` of it is where a resumed run starts.
+    quarantine, cost: see pipelines.reading, which readers get as `reading`.
     """
 
     def __init__(
-        self, schema: Schema, data: Data, segments: Sequence[Segment], seed: int = 0, shuffle: bool = True
+        self,
+        schema: Schema,
+        data: Data,
+        segments: Sequence[Segment],
+        seed: int = 0,
+        shuffle: bool = True,
+        quarantine: str = "",
+        cost: RowCost = BY_LENGTH,
     ) -> None:
         self.schema, self.data, self.segments = schema, data, tuple(segments)
+        self.reading = Reading(schema, data, quarantine, cost)
         self.seed, self.shuffle = (seed if shuffle else 0), shuffle
         self.epochs = data.epochs if shuffle else 1
         self._footers: dict[int, list[Footer]] = {}

@@ -15,6 +15,7 @@ from pipelines.carry import carry_window, deal
 from pipelines.collate import ragged_positions
 from pipelines.errors import DataError
 from pipelines.factorize import factorize
+from pipelines.reading import Reading
 from pipelines.schema import MISSING_ID, Schema
 from pipelines.segments import Segment
 from pipelines.windows import Pass
@@ -41,7 +42,7 @@ def batches_of(path: Path, schema: Schema, world_size: int = 1, shuffle: bool = 
     pass_ = Pass(schema, settings, [Segment("all", (str(path),))], seed=1, shuffle=shuffle)
     found = []
     for window in pass_.windows_from():
-        carried = carry_window(window, schema, settings, world_size, range(world_size))
+        carried = carry_window(window, pass_.reading, world_size, range(world_size))
         found += [batch for rank in carried.values() for batch in rank]
     return found
 
@@ -122,7 +123,7 @@ def test_arrow_types_do_not_change_a_batch(tmp_path: Path) -> None:
     schema, data = make_schema(), make_data(tmp_path, global_batch=40)
     segment = Segment("all", (str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")))
     [window] = Pass(schema, data, [segment], shuffle=False).windows_from()
-    [batch] = carry_window(window, schema, data, 1, [0])[0]
+    [batch] = carry_window(window, Reading(schema, data), 1, [0])[0]
     assert batch.file.tolist() == [0] * 20 + [1] * 20
     assert batch.row.tolist() == [*range(20), *range(20)]
     rows = [{name: value for name, value in row.items() if name != "slot"} | {"slot": 0} for row in rows]
@@ -141,7 +142,7 @@ def test_columns_that_older_files_lack_read_as_their_default(tmp_path: Path) -> 
     schema, data = make_schema(columns=columns), make_data(tmp_path, global_batch=40)
     segment = Segment("all", (str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")))
     [window] = Pass(schema, data, [segment]).windows_from()
-    [batch] = carry_window(window, schema, data, 1, [0])[0]
+    [batch] = carry_window(window, Reading(schema, data), 1, [0])[0]
     filled = [
         row | {"v_price": [0.25] * len(row["v_item"]), "words": [["new"]] * len(row["item"]), "score": 3.0}
         for row in rows
@@ -149,7 +150,7 @@ def test_columns_that_older_files_lack_read_as_their_default(tmp_path: Path) -> 
     both = rows + filled
     assert_batch_equals(batch, schema, [both[20 * f + r] for f, r in zip(batch.file, batch.row, strict=True)])
     with pytest.raises(DataError, match=r"column 'score' is missing in '.*b\.parquet'"):
-        carry_window(window, make_schema(), data, 1, [0])
+        carry_window(window, Reading(make_schema(), data), 1, [0])
 
 
 def bad_rows(change: dict[str, Any]) -> list[dict[str, Any]]:
