@@ -7,19 +7,17 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pipelines.batch import SAMPLED_OUT, TRAINED, Batch, Float32, Int64
+from pipelines.batch import Batch, Int64
 from pipelines.clocks import hide_unknown_actions, read_clocks, request_ids
-from pipelines.collate import WindowArrays, collate, inner_starts, supervised_group, unique_tables
+from pipelines.collate import WindowArrays, collate, inner_starts, unique_tables
 from pipelines.config import Data
-from pipelines.decode import Bool, Rows, complete, concatenate, decode_table
+from pipelines.decode import complete, concatenate, decode_table
 from pipelines.errors import DataError
-from pipelines.hashing import mix
 from pipelines.read import read_window
 from pipelines.reading import Reading
 from pipelines.schema import Schema
+from pipelines.supervision import supervise
 from pipelines.windows import Window
-
-SAMPLE_SEED = 0x5A3B
 
 
 def carry_window(window: Window, reading: Reading, world_size: int, ranks: Iterable[int]) -> dict[int, list[Batch]]:
@@ -72,36 +70,8 @@ def load_window(window: Window, schema: Schema, data: Data) -> WindowArrays:
     if schema.supervision == "candidates":
         hide_unknown_actions(rows, schema, clocks)
     request = request_ids(rows, schema, clocks.request_time)
-    sampled = _sampled(request, data.sample)
-    status = np.where(sampled, TRAINED, SAMPLED_OUT).astype(np.int8)
-    labels, weights = _supervision(rows, schema, sampled)
+    supervision = supervise(rows, schema, data, request)
     unique, codes = unique_tables(rows, schema)
     starts = {name: inner_starts(rows.columns[name]) for name in codes if rows.columns[name].lengths is not None}
     user = rows.columns[schema.user].values
-    return WindowArrays(schema, rows, clocks, unique, codes, starts, labels, weights, status, user, request)
-
-
-def _sampled(request_R: Int64, share: float) -> Bool:
-    if share >= 1.0:
-        return np.ones(len(request_R), bool)
-    kept: Bool = mix(request_R, SAMPLE_SEED) < np.uint64(share * 2.0**64)
-    return kept
-
-
-def _supervision(rows: Rows, schema: Schema, sampled_R: Bool) -> tuple[dict[str, Float32], dict[str, Float32]]:
-    """Labels and weights of each task, at every position of the supervised group."""
-    offsets = rows.offsets.get(supervised_group(schema), np.zeros(rows.count + 1, np.int64))
-    sampled = np.repeat(sampled_R, np.diff(offsets))
-    labels, weights = {}, {}
-    for name, task in schema.tasks.items():
-        if not task.label:
-            labels[name] = weights[name] = np.zeros(len(sampled), np.float32)
-            continue
-        label = rows.columns[task.label]
-        counts = sampled & ~label.null
-        if task.space:
-            counts &= rows.columns[task.space].values == 1
-        weight = rows.columns[task.weight].values if task.weight else np.float32(1)
-        weights[name] = np.where(counts, weight, np.float32(0))
-        labels[name] = np.where(weights[name] > 0, label.values, np.float32(0))
-    return labels, weights
+    return WindowArrays(schema, rows, clocks, unique, codes, starts, supervision, user, request)

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.batch import Array, Batch, FieldIds, Float32, Int8, Int32, Int64, Position, TableIds
+from pipelines.batch import Array, Batch, FieldIds, Float32, Int32, Int64, Position, TableIds
 from pipelines.clocks import Clocks
 from pipelines.decode import Rows, Values
 from pipelines.factorize import factorize
 from pipelines.schema import INPUT_ROLES, TABLE_KINDS, Schema
+from pipelines.supervision import Supervision, supervised_group
 
 
 @dataclass(frozen=True)
 class WindowArrays:
     """All a window's batches are gathered from. unique: {table: int64 [U of the window]}, ascending; codes: {column:
     int64 [D], place of each id in its table's `unique`}; starts: {`ids` column: int64 [D] first value of each
-    position}; labels, weights: {task: float32 [D of the supervised group]}; status, user, request: [R of the
-    window]."""
+    position}; user, request: [R of the window]."""
 
     schema: Schema
     rows: Rows
@@ -29,21 +29,9 @@ class WindowArrays:
     unique: dict[str, Int64]
     codes: dict[str, Int64]
     starts: dict[str, Int64]
-    labels: dict[str, Float32]
-    weights: dict[str, Float32]
-    status: Int8
+    supervision: Supervision
     user: Int64
     request: Int64
-
-    @property
-    def supervised(self) -> str:
-        """The group that labels belong to."""
-        return supervised_group(self.schema)
-
-
-def supervised_group(schema: Schema) -> str:
-    """Group of the labels."""
-    return "candidates" if schema.supervision == "candidates" else f"history.{schema.supervised_history}"
 
 
 def unique_tables(rows: Rows, schema: Schema) -> tuple[dict[str, Int64], dict[str, Int64]]:
@@ -69,11 +57,9 @@ def collate(window: WindowArrays, row_R: Int64, position: Position, filler: bool
     tables, fields = _fields(window, positions, filler)
     histories = list(schema.histories)
     events = {name: positions[f"history.{name}"] for name in histories}
-    supervised = positions.get(window.supervised, row_R[:0])
-    weights = {
-        task: np.zeros(len(supervised), np.float32) if filler else values[supervised]
-        for task, values in window.weights.items()
-    }
+    taught, supervised = window.supervision, positions.get(supervised_group(schema), row_R[:0])
+    weights = _gather(taught.weights, supervised, filler)
+    corrected = taught.metric_weights is not taught.weights
     return Batch(
         position=position,
         rows=len(row_R),
@@ -87,17 +73,22 @@ def collate(window: WindowArrays, row_R: Int64, position: Position, filler: bool
         action_clocks={name: clocks.action_clocks[name][events[name]] for name in histories},
         request_time=clocks.request_time[row_R],
         request_clock=clocks.request_clock[row_R],
-        labels={task: np.where(filler, np.float32(0), values[supervised]) for task, values in window.labels.items()},
+        labels=_gather(taught.labels, supervised, filler),
         weights=weights,
-        metric_weights=weights,
-        offsets={},
-        status=window.status[row_R],
+        metric_weights=_gather(taught.metric_weights, supervised, filler) if corrected else weights,
+        offsets=_gather(taught.offsets, supervised, filler),
+        status=taught.status[row_R],
         user=window.user[row_R],
         request=window.request[row_R],
         file=rows.file[row_R],
         row=rows.row[row_R],
         filler=filler,
     )
+
+
+def _gather(values: dict[str, Float32], position_S: Int64, filler: bool) -> dict[str, Float32]:
+    """Of each task, at these positions; zeros in a filler."""
+    return {t: np.zeros(len(position_S), np.float32) if filler else v[position_S] for t, v in values.items()}
 
 
 def ragged_positions(starts_R: Int64, lengths_R: Int64) -> Int64:

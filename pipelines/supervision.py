@@ -1,0 +1,59 @@
+"""What each supervised position teaches: its label, its weight in loss and metrics; and which rows count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.batch import SAMPLED_OUT, TRAINED, Float32, Int8, Int64
+from pipelines.config import Data
+from pipelines.decode import Bool, Rows
+from pipelines.hashing import mix
+from pipelines.schema import Schema
+
+SAMPLE_SEED = 0x5A3B
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """Of a window. labels, weights, metric_weights: {task: float32 [supervised positions]}; offsets: the same, of
+    tasks that have one. status: int8 [R]. See `pipelines.batch.Batch`."""
+
+    labels: dict[str, Float32]
+    weights: dict[str, Float32]
+    metric_weights: dict[str, Float32]
+    offsets: dict[str, Float32]
+    status: Int8
+
+
+def supervised_group(schema: Schema) -> str:
+    """Group of the labels."""
+    return "candidates" if schema.supervision == "candidates" else f"history.{schema.supervised_history}"
+
+
+def supervise(rows: Rows, schema: Schema, data: Data, request_R: Int64) -> Supervision:
+    """Labels and weights of each task. A row that does not count keeps its place with weight 0."""
+    status_R = np.where(_sampled(request_R, data.sample), TRAINED, SAMPLED_OUT).astype(np.int8)
+    offsets = rows.offsets.get(supervised_group(schema), np.zeros(rows.count + 1, np.int64))
+    counts_P = np.repeat(status_R == TRAINED, np.diff(offsets))
+    labels, weights = {}, {}
+    for name, task in schema.tasks.items():
+        if not task.label:
+            labels[name] = weights[name] = np.zeros(len(counts_P), np.float32)
+            continue
+        label = rows.columns[task.label]
+        counts = counts_P & ~label.null
+        if task.space:
+            counts &= rows.columns[task.space].values == 1
+        weight = rows.columns[task.weight].values if task.weight else np.float32(1)
+        weights[name] = np.where(counts, weight, np.float32(0))
+        labels[name] = np.where(weights[name] > 0, label.values, np.float32(0))
+    return Supervision(labels, weights, weights, {}, status_R)
+
+
+def _sampled(request_R: Int64, share: float) -> Bool:
+    if share >= 1.0:
+        return np.ones(len(request_R), bool)
+    kept: Bool = mix(request_R, SAMPLE_SEED) < np.uint64(share * 2.0**64)
+    return kept
