@@ -59,12 +59,16 @@ def ranking_loss(
     weights_SK: torch.Tensor,
     normalizers_K: torch.Tensor,
     heads: Heads,
+    offsets_SK: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Σ_k loss_weight_k · Σ_s w_sk · BCE_sk ÷ normalizer_k, a scalar (float32, or float64 for float64 logits).
 
     normalizers_K: Σ w of the whole global batch; a rank of many passes that ÷ world size, so that averaged gradients
     are those of one rank. A task of normalizer 0 is left out. Where the weight is 0 neither label nor logit is read
     (not even a NaN), and the gradient is exactly 0.
+
+    offsets_SK: added to the logit of each task's probability (a product's too) before the entropy: −ln r where the data
+    hold a share r of the negatives, so that the logits themselves are those of all data (King and Zeng 2001).
     """
     logits_SK = logits_SK if logits_SK.dtype == torch.float64 else logits_SK.float()
     total = logits_SK.new_zeros(())
@@ -73,6 +77,9 @@ def ranking_loss(
         counted_S = (weight_S > 0) & (normalizers_K[k] > 0)
         scored_SJ = logits_SK[:, heads.columns(head)].where(counted_S.unsqueeze(1), 0)
         log_yes_S, log_no_S = _log_probabilities(scored_SJ)
+        if offsets_SK is not None:
+            odds_S = log_yes_S - log_no_S + offsets_SK[:, k].to(logits_SK.dtype).where(counted_S, 0)
+            log_yes_S, log_no_S = F.logsigmoid(odds_S), F.logsigmoid(-odds_S)
         label_S = label_S.where(counted_S, 0)
         entropy_S = -(label_S * log_yes_S + (1 - label_S) * log_no_S)
         scale = head.loss_weight / normalizers_K[k].to(logits_SK.dtype).where(normalizers_K[k] > 0, 1)

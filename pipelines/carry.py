@@ -70,7 +70,7 @@ def load_window(window: Window, schema: Schema, data: Data) -> WindowArrays:
     if schema.supervision == "candidates":
         hide_unknown_actions(rows, schema, clocks)
     request = request_ids(rows, schema, clocks.request_time)
-    supervision = supervise(rows, schema, data, request)
+    supervision = supervise(rows, schema, data, request, window.evaluation)
     unique, codes = unique_tables(rows, schema)
     starts = {name: inner_starts(rows.columns[name]) for name in codes if rows.columns[name].lengths is not None}
     user = rows.columns[schema.user].values

@@ -55,6 +55,24 @@ class Prepare(Frozen):
     row_group_rows: int = Field(default=1024, gt=0)
 
 
+class Downsampling(Frozen):
+    """`[data.downsampling]`: the log holds a share of what happened. Scores and metrics are of all that happened.
+
+    rate_column:    column of role weight, static or beside the labels: the probability with which each example was
+                    kept.
+    negative_rates: {label column: the share of its 0s that was kept}; 1s and nulls were all kept.
+    sample:         the log is whole, and training leaves negatives out at negative_rates, by a hash of the request id
+                    and the place in the request; evaluation reads all. They keep their place with weight 0.
+    correct:        "weight": an example weighs 1 ÷ its rate in the loss. "offset": −ln(rate) is added to the logit in
+                    the loss instead (negative_rates only), so that no example is heavy.
+    """
+
+    rate_column: str = ""
+    negative_rates: dict[str, float] = Field(default_factory=dict)
+    sample: bool = False
+    correct: Literal["weight", "offset"] = "weight"
+
+
 class Data(Frozen):
     """`[data]`.
 
@@ -70,6 +88,7 @@ class Data(Frozen):
     global_batch:  request rows per step over all ranks.
     window_batches: global batches a window.
     sample:        share of requests kept, by a hash of the request id; the rest keep their place with weight 0.
+    downsampling:  how to undo that the log holds only a share of what happened.
     executor:      "ray", "threads", or "auto": ray where a Ray runs.
     windows_ahead: windows in flight before the trainer asks.
     prepare:       how `data prepare` makes the rows from an event log; `train` does it where the rows are absent.
@@ -86,5 +105,6 @@ class Data(Frozen):
     sample: float = Field(default=1.0, gt=0, le=1)
     executor: Literal["auto", "ray", "threads"] = "auto"
     windows_ahead: int = Field(default=4, gt=0)
+    downsampling: Downsampling | None = None
     prepare: Prepare | None = None
     synth: Synth | None = None

@@ -9,6 +9,7 @@ import numpy as np
 from pipelines.batch import SAMPLED_OUT, TRAINED, Float32, Int8, Int64
 from pipelines.config import Data
 from pipelines.decode import Bool, Rows
+from pipelines.downsampling import find_rates
 from pipelines.hashing import mix
 from pipelines.schema import Schema
 
@@ -32,11 +33,16 @@ def supervised_group(schema: Schema) -> str:
     return "candidates" if schema.supervision == "candidates" else f"history.{schema.supervised_history}"
 
 
-def supervise(rows: Rows, schema: Schema, data: Data, request_R: Int64) -> Supervision:
-    """Labels and weights of each task. A row that does not count keeps its place with weight 0."""
+def supervise(rows: Rows, schema: Schema, data: Data, request_R: Int64, evaluation: bool = False) -> Supervision:
+    """Labels and weights of each task. A row that does not count keeps its place with weight 0. Raises
+    DataError where a keep rate is none."""
     status_R = np.where(_sampled(request_R, data.sample), TRAINED, SAMPLED_OUT).astype(np.int8)
     offsets = rows.offsets.get(supervised_group(schema), np.zeros(rows.count + 1, np.int64))
     counts_P = np.repeat(status_R == TRAINED, np.diff(offsets))
+    correction = find_rates(rows, schema, data.downsampling, request_R, offsets, evaluation)
+    if correction is not None:
+        counts_P &= correction.kept_P
+        status_R[_emptied(offsets, correction.kept_P)] = SAMPLED_OUT
     labels, weights = {}, {}
     for name, task in schema.tasks.items():
         if not task.label:
@@ -49,7 +55,21 @@ def supervise(rows: Rows, schema: Schema, data: Data, request_R: Int64) -> Super
         weight = rows.columns[task.weight].values if task.weight else np.float32(1)
         weights[name] = np.where(counts, weight, np.float32(0))
         labels[name] = np.where(weights[name] > 0, label.values, np.float32(0))
-    return Supervision(labels, weights, weights, {}, status_R)
+    if correction is None:
+        return Supervision(labels, weights, weights, {}, status_R)
+    true_weights = {name: weight_P / correction.rate_P for name, weight_P in weights.items()}
+    if correction.by_offset is None:
+        return Supervision(labels, true_weights, true_weights, {}, status_R)
+    offset = {name: np.full(len(counts_P), value, np.float32) for name, value in correction.by_offset.items()}
+    return Supervision(labels, weights, true_weights, offset, status_R)
+
+
+def _emptied(offsets: Int64, kept_P: Bool) -> Bool:
+    """Rows that had positions and keep none of them. [R]"""
+    kept_before = np.concatenate([[0], np.cumsum(kept_P)])
+    lengths_R = np.diff(offsets)
+    emptied: Bool = (lengths_R > 0) & (np.diff(kept_before[offsets]) == 0)
+    return emptied
 
 
 def _sampled(request_R: Int64, share: float) -> Bool:

@@ -11,8 +11,10 @@ from embeddings.errors import PlanError
 from embeddings.specs import table_specs
 from model.config import Model
 from pipelines.config import Data
+from pipelines.downsampling import check_downsampling
 from pipelines.schema import INPUT_ROLES, Schema
 from pipelines.schema_check import check_schema
+from pipelines.supervision import supervised_group
 from trainer.config_sections import Launch, Optim
 
 
@@ -74,6 +76,10 @@ def _data(data: Data) -> list[str]:
     return problems
 
 
+def _downsampling(schema: Schema, data: Data) -> list[str]:
+    return list(check_downsampling(schema, data.downsampling, supervised_group(schema)))
+
+
 def _optim(optim: Optim) -> list[str]:
     problems = []
     if not all(0 <= beta < 1 for beta in optim.betas):
@@ -106,6 +112,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
     (("schema", "embeddings"), _tables),
     (("schema", "model"), _token_groups),
     (("data",), _data),
+    (("schema", "data"), _downsampling),
     (("optim",), _optim),
     (("data", "launch"), _workers),
 )

@@ -63,6 +63,8 @@ class RequestBatch(Pipelineable):
     request: dict[str, torch.Tensor]  # candidate_lengths, time, clock
     labels_SK: torch.Tensor
     weights_SK: torch.Tensor
+    metric_weights_SK: torch.Tensor
+    offsets_SK: torch.Tensor | None  # of the logits in the loss; None where no task has one
     normalizers_K: torch.Tensor
     host: Batch | None = field(default=None, repr=False)  # evaluation reads users and requests from it
 
@@ -89,6 +91,8 @@ class RequestBatch(Pipelineable):
             request=each(self.request),
             labels_SK=fn(self.labels_SK),
             weights_SK=fn(self.weights_SK),
+            metric_weights_SK=fn(self.metric_weights_SK),
+            offsets_SK=None if self.offsets_SK is None else fn(self.offsets_SK),
             normalizers_K=fn(self.normalizers_K),
         )
 
@@ -117,6 +121,14 @@ def _tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
+def _offsets(batch: Batch, tasks: tuple[str, ...], like_SK: torch.Tensor) -> torch.Tensor:
+    offsets_SK = torch.zeros_like(like_SK)
+    for k, task in enumerate(tasks):
+        if task in batch.offsets:
+            offsets_SK[:, k] = _tensor(batch.offsets[task])
+    return offsets_SK
+
+
 def wrap(
     batch: Batch,
     info: StepInfo,
@@ -134,6 +146,7 @@ def wrap(
             index.lengths = _tensor(f.lengths).long()
             index.segments = torch.repeat_interleave(torch.arange(len(index.lengths)), index.lengths)
         fields[name] = index
+    weights_SK = torch.stack([_tensor(batch.weights[t]) for t in tasks], dim=1)
     return RequestBatch(
         info=info,
         kjts=group_kjts(specs, {table: _tensor(found) for table, found in rows.items()}),
@@ -149,7 +162,11 @@ def wrap(
             "clock": _tensor(batch.request_clock),
         },
         labels_SK=torch.stack([_tensor(batch.labels[t]) for t in tasks], dim=1),
-        weights_SK=torch.stack([_tensor(batch.weights[t]) for t in tasks], dim=1),
+        weights_SK=weights_SK,
+        metric_weights_SK=weights_SK
+        if batch.metric_weights is batch.weights
+        else torch.stack([_tensor(batch.metric_weights[t]) for t in tasks], dim=1),
+        offsets_SK=_offsets(batch, tasks, weights_SK) if batch.offsets else None,
         normalizers_K=torch.tensor(info.weight_sums, dtype=torch.float32) / world_size,
         host=batch if keep_host else None,
     )

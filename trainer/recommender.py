@@ -22,8 +22,8 @@ from trainer.layout import Layout
 
 @dataclass
 class Outputs:
-    """One rank's share of a step: loss (its Σ w·l ÷ the global Σ w, times world size), detached; probabilities, labels,
-    weights [S, K]."""
+    """One rank's share of a step: loss (its Σ w·l ÷ the global Σ w, times world size), detached; probabilities, labels
+    and the metrics' weights [S, K]."""
 
     info: StepInfo
     loss: torch.Tensor
@@ -101,14 +101,16 @@ class Scorer(nn.Module):
             # Dropout is a function of (seed, rank, step), so that a resumed run needs no saved generator to repeat it.
             torch.manual_seed(derive_seed(*self._seed, batch.info.step))
         logits_SK = self.ranker(inputs)
-        loss = ranking_loss(logits_SK, batch.labels_SK, batch.weights_SK, batch.normalizers_K, self._heads)
+        loss = ranking_loss(
+            logits_SK, batch.labels_SK, batch.weights_SK, batch.normalizers_K, self._heads, batch.offsets_SK
+        )
         self._gate.watch_loss(loss, labelled=any(batch.info.weight_sums))
         outputs = Outputs(
             info=batch.info,
             loss=loss.detach(),
             probabilities_SK=probabilities(logits_SK.detach(), self._heads),
             labels_SK=batch.labels_SK,
-            weights_SK=batch.weights_SK,
+            weights_SK=batch.metric_weights_SK,
         )
         return loss, outputs
 

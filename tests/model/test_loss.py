@@ -120,3 +120,23 @@ def test_gradient_of_plain_and_product_tasks() -> None:
 def test_factors_must_be_plain_tasks() -> None:
     with pytest.raises(ValueError, match="'lost' → factors are tasks"):
         Heads([CLICK, TaskHead("both", 1.0, ("click", "lost"))])
+
+
+@pytest.mark.parametrize("heads", [PLAIN, FUNNEL])
+def test_an_offset_moves_the_logit_of_a_task_s_probability(heads: Heads) -> None:
+    torch.manual_seed(2)
+    width = len(heads)
+    logits = torch.randn(6, width, dtype=torch.float64, requires_grad=True)
+    labels, weights, offsets = (
+        torch.rand(6, width).round().double(),
+        torch.rand(6, width).double(),
+        torch.randn(6, width),
+    )
+    loss = ranking_loss(logits, labels, weights, weights.sum(0), heads, offsets.double())
+    odds = torch.logit(probabilities(logits, heads)) + offsets
+    scale = torch.tensor([head.loss_weight for head in heads]) / weights.sum(0)
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(odds, labels, reduction="none")
+    expected = (scale * weights * entropy).sum()
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
+    for ours, theirs in zip(torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-12)

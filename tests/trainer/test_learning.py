@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from embeddings.config import Embeddings, Table
 from model.config import Model
-from pipelines.config import Data
+from pipelines.config import Data, Downsampling
 from pipelines.schema import Schema
 from tests.trainer.runs import Run, train_all
 from trainer.config import Config
@@ -86,3 +87,20 @@ def test_a_planted_signal_is_learnt_and_the_order_of_the_history_counts(tmp_path
     assert ordered["auc"] > shuffled["auc"] + 0.05
     assert ordered["ne"] < shuffled["ne"] - 0.05
     assert ordered["calibration"] == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.timeout(170)
+def test_a_model_of_a_down_sampled_log_predicts_the_rates_of_the_whole(tmp_path: Path) -> None:
+    """Without correction its predictions would be nearly twice too high."""
+    rows = write_planted(tmp_path / "rows", in_order=True)
+    runs = []
+    for correct in ("weight", "offset"):
+        config = config_of(rows)
+        downsampling = Downsampling(negative_rates={"click": 0.4}, sample=True, correct=correct)
+        config = replace(config, data=config.data.model_copy(update={"downsampling": downsampling}))
+        runs.append(Run(config, tmp_path / correct))
+    for result in train_all(runs, 1):
+        held_out = result["evals"][0]["tasks"]["click"]
+        assert held_out["calibration"] == pytest.approx(1, abs=0.2)
+        assert held_out["auc"] > 0.55
+        assert result["train"]["tasks"]["click"]["calibration"] == pytest.approx(1, abs=0.3)

@@ -1,0 +1,134 @@
+"""Logs that hold only a share of what happened, corrected so that scores and metrics are those of all that happened.
+
+An example's keep rate r is the probability with which the log (or, with `sample`, this reader) kept it. "weight" trains
+with w ÷ r. "offset" trains with w and adds −ln r₀ to the logit in the loss, r₀ the rate of the negatives: the odds
+in the kept examples are the true odds ÷ r₀, so the logit itself stays that of the true odds (prior correction, King and
+Zeng 2001). Metrics weigh by w ÷ r either way.
+
+P: positions of the supervised group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.batch import Float32, Int64
+from pipelines.config import Downsampling
+from pipelines.decode import Bool, Rows
+from pipelines.errors import DataError
+from pipelines.hashing import derive_seed, mix
+from pipelines.schema import Schema
+
+
+@dataclass(frozen=True)
+class Correction:
+    """kept_P: False where the reader leaves an example out. rate_P: float32, of those that are kept. by_offset: {task:
+    added to its logits in the loss}; None = the loss is corrected by weight."""
+
+    kept_P: Bool
+    rate_P: Float32
+    by_offset: dict[str, float] | None
+
+
+def check_downsampling(schema: Schema, settings: Downsampling | None, group: str) -> Iterator[str]:
+    """Every way in which settings and schema contradict each other, a line each. group: the supervised one."""
+    if settings is None:
+        return
+    key = "data.downsampling"
+    if bool(settings.rate_column) == bool(settings.negative_rates):
+        yield f"{key}: rate_column and negative_rates {_both(settings)} → one of them says the rates → give one"
+    column = schema.columns.get(settings.rate_column)
+    if settings.rate_column and (column is None or column.role != "weight" or column.group not in ("", group)):
+        found = "no such column" if column is None else f"role {column.role}, group '{column.group}'"
+        yield (
+            f"{key}.rate_column = '{settings.rate_column}' ({found}) → a column of role weight, static or in group"
+            f" {group}, that holds each example's keep rate → name one"
+        )
+    for label, rate in settings.negative_rates.items():
+        spec = schema.columns.get(label)
+        if spec is None or spec.role != "label" or spec.group != group:
+            yield f"{key}.negative_rates names '{label}' → rates are of label columns of group {group} → correct it"
+        if not 0 < rate <= 1:
+            yield f"{key}.negative_rates.{label} = {rate:g} → a keep rate is in (0, 1] → correct it"
+    if settings.sample and settings.rate_column:
+        yield (
+            f"{key}: sample with rate_column → a column tells of a log sampled already → use negative_rates, or drop it"
+        )
+    if settings.correct == "offset":
+        yield from _check_offset(schema, settings)
+
+
+def _check_offset(schema: Schema, settings: Downsampling) -> Iterator[str]:
+    if settings.rate_column:
+        yield (
+            "data.downsampling: correct = 'offset' with rate_column → an offset needs the rate of negatives, a column"
+            " tells only the example's own → use correct = 'weight', or negative_rates"
+        )
+    for name, task in schema.tasks.items():
+        # Inside a space every example has that label 1, which no rate of its negatives touches.
+        others = [label for label in settings.negative_rates if label not in (task.label, task.space)]
+        if task.label and others:
+            yield (
+                f"data.downsampling: correct = 'offset' and task '{name}' also loses examples by the rates of {others}"
+                " → its offset is not known → use correct = 'weight', or give the task that label as its space"
+            )
+
+
+def _both(settings: Downsampling) -> str:
+    return "are both given" if settings.rate_column else "are both absent"
+
+
+def find_rates(
+    rows: Rows, schema: Schema, settings: Downsampling | None, request_R: Int64, offsets: Int64, evaluation: bool
+) -> Correction | None:
+    """The correction of these rows' supervised positions; None where there is nothing to correct: no settings, or the
+    evaluation of a log that only training samples. Raises DataError where a rate is not in (0, 1]."""
+    if settings is None or (settings.sample and evaluation):
+        return None
+    count = int(offsets[-1])
+    row_P = np.repeat(np.arange(rows.count), np.diff(offsets))
+    if settings.rate_column:
+        return Correction(np.ones(count, bool), _column_rates(rows, schema, settings.rate_column, row_P), None)
+    negative = {label: _is_zero(rows, label) for label in settings.negative_rates}
+    rate_P = np.ones(count, np.float32)
+    kept_P = np.ones(count, bool)
+    if settings.sample:
+        place_P = np.arange(count) - offsets[:-1][row_P]
+        example_P = mix(request_R[row_P] ^ mix(place_P, 0).view(np.int64), 1).view(np.int64)
+    for label, rate in settings.negative_rates.items():
+        rate_P[negative[label]] *= np.float32(rate)
+        if settings.sample and rate < 1:
+            drawn_P = mix(example_P, derive_seed("negatives", label)) < np.uint64(rate * 2.0**64)
+            kept_P &= drawn_P | ~negative[label]
+    by_offset = None if settings.correct == "weight" else _offsets(schema, settings.negative_rates)
+    return Correction(kept_P, rate_P, by_offset)
+
+
+def _offsets(schema: Schema, rates: Mapping[str, float]) -> dict[str, float]:
+    return {name: -float(np.log(rates[t.label])) for name, t in schema.tasks.items() if t.label in rates}
+
+
+def _is_zero(rows: Rows, label: str) -> Bool:
+    column = rows.columns[label]
+    zero: Bool = ~column.null & (column.values == 0)
+    return zero
+
+
+def _column_rates(rows: Rows, schema: Schema, name: str, row_P: Int64) -> Float32:
+    column, listed = rows.columns[name], bool(schema.columns[name].group)
+    rate_P = column.values if listed else column.values[row_P]
+    null_P = column.null if listed else column.null[row_P]
+    labelled_P = np.zeros(len(row_P), bool)
+    for label in {task.label for task in schema.tasks.values() if task.label}:
+        labelled_P |= ~rows.columns[label].null
+    bad_P = labelled_P & (null_P | ~((rate_P > 0) & (rate_P <= 1)))
+    if bad_P.any():
+        at = int(np.flatnonzero(bad_P)[0])
+        value = "null" if null_P[at] else f"{rate_P[at]:g}"
+        where = rows.name(int(row_P[at]))
+        raise DataError(f"column '{name}' holds {value} in {where} → keep rates are in (0, 1] → fix the log")
+    rates: Float32 = np.where(labelled_P, rate_P, np.float32(1))
+    return rates
