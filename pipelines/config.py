@@ -73,6 +73,65 @@ class Downsampling(Frozen):
     correct: Literal["weight", "offset"] = "weight"
 
 
+class GateColumn(Frozen):
+    """`[data.gate.columns.NAME]`: of one column, instead of the gate's own. What is left out stays as the gate has it.
+
+    max_psi, max_null_increase, max_sentinel_increase, max_value_increase, max_unknown_increase, max_length_drop,
+    max_coverage_drop: as in [data.gate]; inf turns a rule off.
+    min_coverage: share of the segment's rows that must have the column, whatever earlier segments had.
+    """
+
+    max_psi: float | None = Field(default=None, ge=0)
+    max_null_increase: float | None = Field(default=None, ge=0)
+    max_sentinel_increase: float | None = Field(default=None, ge=0)
+    max_value_increase: float | None = Field(default=None, ge=0)
+    max_unknown_increase: float | None = Field(default=None, ge=0)
+    max_length_drop: float | None = Field(default=None, ge=0)
+    max_coverage_drop: float | None = Field(default=None, ge=0)
+    min_coverage: float = Field(default=0.0, ge=0, le=1)
+
+
+class Gate(Frozen):
+    """`[data.gate]`: each segment is held against those before it, before anything is trained. Its presence turns it
+    on. inf turns a rule off. Where figures are of a sample, a rule trips only beyond the sampling error (3 standard
+    errors).
+
+    on_fail:    "fail": the run ends before its first step, exit code 3. "skip": the segment is left out. "warn": it is
+                trained, and said.
+    previous:   segments it is held against. Evaluation segments are among them; excluded and skipped ones are not.
+    sample_rows: rows looked at of each segment, in row groups spread over its files; 0 = all.
+    min_rows_share: rows, as a share of the smallest of the previous segments. max_rows_share: of the largest.
+    max_label_rate_change: of a task's label rate, relative: beyond the lowest and the highest of the previous segments.
+    max_psi:    population stability index of a column's values against the most similar of the previous segments. Not
+                for times, nor ids of more than 32 values.
+    max_null_increase: of the share of nulls, of NaN, or of null lists, above 1.5 times the highest before. Labels are
+                exempt: they come late.
+    max_sentinel_increase: the same of the share of a value that often stands for nothing (-1, 0, "", "null", …).
+    max_value_increase: the same of any one value.
+    max_unknown_increase: of the share of distinct ids that the previous segments do not have, above the highest that
+                one of these has of its own.
+    max_length_drop: of the mean length of lists, relative, below the lowest before.
+    max_coverage_drop: of the share of rows whose file has the column (the others get its `default`), below the
+                segment before.
+    columns:    rules for single columns.
+    """
+
+    on_fail: Literal["fail", "skip", "warn"] = "fail"
+    previous: int = Field(default=7, gt=0)
+    sample_rows: int = Field(default=100_000, ge=0)
+    min_rows_share: float = Field(default=0.3, ge=0)
+    max_rows_share: float = Field(default=4.0, ge=0)
+    max_label_rate_change: float = Field(default=0.4, ge=0)
+    max_psi: float = Field(default=0.5, ge=0)
+    max_null_increase: float = Field(default=0.03, ge=0)
+    max_sentinel_increase: float = Field(default=0.02, ge=0)
+    max_value_increase: float = Field(default=0.15, ge=0)
+    max_unknown_increase: float = Field(default=0.25, ge=0)
+    max_length_drop: float = Field(default=0.5, ge=0)
+    max_coverage_drop: float = Field(default=0.1, ge=0)
+    columns: dict[str, GateColumn] = Field(default_factory=dict)
+
+
 class Data(Frozen):
     """`[data]`.
 
@@ -82,6 +141,8 @@ class Data(Frozen):
                    evaluation's.
     eval_segments: same, for evaluation; "" = the last segment when there are two or more and `segments` does not name
                    it, else none.
+    exclude:       names or patterns ("2026-11-1?") of segments that are not there for this run: neither trained nor
+                   evaluated, and no reference of the gate.
     order:         "time": segments in order, shuffled only inside a window; "shuffle": row groups and windows permuted
                    by seed.
     epochs:        times the segments are gone through.
@@ -91,6 +152,7 @@ class Data(Frozen):
     downsampling:  how to undo that the log holds only a share of what happened.
     executor:      "ray", "threads", or "auto": ray where a Ray runs.
     windows_ahead: windows in flight before the trainer asks.
+    gate:          what a segment must be like to be trained; absent = anything.
     prepare:       how `data prepare` makes the rows from an event log; `train` does it where the rows are absent.
     synth:         how `data synth` makes the log; `train` does it where rows and log are absent.
     """
@@ -98,6 +160,7 @@ class Data(Frozen):
     rows: str
     segments: str = ""
     eval_segments: str = ""
+    exclude: tuple[str, ...] = ()
     order: Literal["time", "shuffle"] = "time"
     epochs: int = Field(default=1, gt=0)
     global_batch: int = Field(default=256, gt=0)
@@ -106,5 +169,6 @@ class Data(Frozen):
     executor: Literal["auto", "ray", "threads"] = "auto"
     windows_ahead: int = Field(default=4, gt=0)
     downsampling: Downsampling | None = None
+    gate: Gate | None = None
     prepare: Prepare | None = None
     synth: Synth | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -36,7 +37,7 @@ class SegmentList:
 
 def find_segments(data: Data) -> SegmentList:
     """The segments that `[data]` names; see `Data` for the rules. Raises DataError when there is none to train on."""
-    segments = list_segments(data.rows)
+    segments = included(list_segments(data.rows), data)
     names = [segment.name for segment in segments]
     train = _select(names, data.segments, "data.segments")
     held_out = _select(names, data.eval_segments, "data.eval_segments")
@@ -57,6 +58,22 @@ def find_segments(data: Data) -> SegmentList:
         )
     by_name = {segment.name: segment for segment in segments}
     return SegmentList(tuple(by_name[n] for n in train), tuple(by_name[n] for n in held_out))
+
+
+def included(segments: Sequence[Segment], data: Data) -> list[Segment]:
+    """Those that `data.exclude` leaves. Raises DataError when there are none."""
+    left = [segment for segment in segments if not any(matches(segment.name, entry) for entry in data.exclude)]
+    if not left:
+        raise DataError(
+            f"data.exclude = {list(data.exclude)} → leaves none of the {len(segments)} segments of '{data.rows}'"
+            " → take a name out"
+        )
+    return left
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether an entry of `data.exclude` is or matches a segment's name."""
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 def list_segments(rows: str) -> list[Segment]:

@@ -154,3 +154,17 @@ def test_a_segment_without_rows_is_named(tmp_path: Path) -> None:
     write_rows(tmp_path / "dt=1" / "a.parquet", [])
     [line] = check_files(make_schema(), list_segments(str(tmp_path)))
     assert line.startswith("segment '1' has no rows")
+
+
+def test_excluded_segments_are_not_there(tmp_path: Path) -> None:
+    for day in DAYS:
+        write_rows(tmp_path / f"dt={day}" / "part-0.parquet", make_rows(2, seed=1))
+    for exclude, train, held_out in (
+        ((DAYS[2],), [DAYS[0]], [DAYS[1]]),  # the last that is left is the evaluation's
+        ((DAYS[0], "absent"), [DAYS[1]], [DAYS[2]]),
+        (("2026-11-1[4]",), [DAYS[0]], [DAYS[2]]),
+    ):
+        found = find_segments(make_data(tmp_path, exclude=exclude))
+        assert ([s.name for s in found.train], [s.name for s in found.eval]) == (train, held_out)
+    with pytest.raises(DataError, match="leaves none of the"):
+        find_segments(make_data(tmp_path, exclude=("*",)))
