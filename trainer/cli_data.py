@@ -77,6 +77,34 @@ def inspect(path: str, write_schema: str | None) -> None:
         click.echo(f"schema drafted in {write_schema}: check what is marked as a guess")
 
 
+@data.command()
+@click.argument("path", required=False)
+@click.option("--config", "config_path", metavar="F", help="Run file: its schema, its segments, its [data.gate].")
+@click.option("--segment", metavar="S", help="Show this one in full.  [default: the last]")
+@click.option("--json", "json_path", metavar="F", help="Also write that one's profile there.")
+@click.option("--all", "everything", is_flag=True, help="Read every row, not a sample.")
+def profile(
+    path: str | None, config_path: str | None, segment: str | None, json_path: str | None, everything: bool
+) -> None:
+    """Show what segments look like: rows, label rates, nulls, unknown ids, quantiles, frequent values."""
+    from trainer.profile_verbs import show_profile  # noqa: PLC0415
+
+    show_profile(path, config_path, segment, json_path, everything)
+
+
+@data.command()
+@click.argument("before", metavar="A")
+@click.argument("now", metavar="B")
+@click.option("--config", "config_path", metavar="F", help="Run file: its schema, its segments, its [data.gate].")
+@click.option("--all", "everything", is_flag=True, help="Read every row, not a sample.")
+def compare(before: str, now: str, config_path: str | None, everything: bool) -> None:
+    """Show what changed from segment A to B, the largest changes first, and what [data.gate] would not let pass. A and
+    B: names of segments of the run file, paths, or profiles written by `data profile --json`."""
+    from trainer.profile_verbs import show_comparison  # noqa: PLC0415
+
+    show_comparison(before, now, config_path, everything)
+
+
 def _write_schema(run_file: str, out: str) -> None:
     """The `[schema]` of a shipped run file, as it stands there with its comments, beside the log."""
     text = resources.files("trainer").joinpath("configs", run_file).read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
 """The run directory: where everything of a run is, and the one place that knows the names.
 
     config.toml (resolved, a valid --config) · plan.txt plan.json · env.json · train.log
-    metrics.jsonl · tensorboard/ · consumed/
+    metrics.jsonl · tensorboard/ · consumed/ · profiles/ gate.json (with [data.gate])
     checkpoints/step_00002000/ (complete only when its COMMIT file exists)
 
 A path of a file system that every rank sees. Files are replaced whole (temporary file, fsync, rename), so that a reader
@@ -69,6 +69,8 @@ class RunDir:
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.consumed = self.path / "consumed"
+        self.profiles = self.path / "profiles"
+        self.gate = self.path / "gate.json"
         self.checkpoints = self.path / "checkpoints"
 
     def prepare(self, resume: Resume) -> Path | None:

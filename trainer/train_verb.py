@@ -12,6 +12,7 @@ from pathlib import Path
 
 from trainer import logs
 from trainer.config import load_config
+from trainer.gating import gate_segments
 from trainer.job import Job, Resume
 from trainer.launch import Choice, announce, choose, run
 from trainer.make_data import check_rows, ensure_rows
@@ -56,6 +57,7 @@ def run_training(options: TrainOptions) -> None:
                     check_rows(config)
                     if not run_dir.checkpoints.is_dir():  # else it is one to go on with, and prepared already
                         run_dir.prepare(options.resume)
+                    config = gate_segments(config, run_dir, options.resume)
                     announce(choice)
                 job = Job(config, str(run_dir.path.absolute()), stop, options.resume, parent, options.dry_run)
                 result = run(job, choice, stop, interrupts)

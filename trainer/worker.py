@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from embeddings.plan import report
 from pipelines.config import Data
 from pipelines.segments import Segment, find_segments
@@ -42,8 +44,16 @@ def run_worker(job: Job) -> dict[str, Any] | None:
         if runtime.is_first:
             for reason in runtime.reasons:
                 log.info("%s", reason)
+        job = replace(job, config=_agreed(job.config, runtime))
         result = dry_run(job, runtime) if job.dry_run else train_run(job, runtime)
         return result if runtime.is_first else None
+
+
+def _agreed(config: Config, runtime: Runtime) -> Config:
+    """Rank 0's list of excluded segments on every rank: under torchrun only its process has asked the gate."""
+    exclude = [config.data.exclude]
+    dist.broadcast_object_list(exclude, src=0, group=runtime.control)
+    return replace(config, data=config.data.model_copy(update={"exclude": exclude[0]}))
 
 
 def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
@@ -105,7 +115,7 @@ def run_evaluation(job: Job, rows: str = "") -> dict[str, Any] | None:
         config = job.config
         segments = find_segments(config.data).eval
         if rows:
-            config = replace(config, data=config.data.model_copy(update={"rows": rows}))
+            config = replace(config, data=config.data.model_copy(update={"rows": rows, "exclude": ()}))
             segments = find_segments(config.data.model_copy(update={"segments": "..", "eval_segments": ""})).train
         assembly = assemble(config, runtime)
         with tempfile.TemporaryDirectory() as scratch:
