@@ -12,6 +12,7 @@ from embeddings.specs import table_specs
 from model.config import Model
 from pipelines.config import Data
 from pipelines.downsampling import check_downsampling
+from pipelines.footers import read_columns
 from pipelines.schema import INPUT_ROLES, Schema
 from pipelines.schema_check import check_schema
 from pipelines.supervision import supervised_group
@@ -80,6 +81,16 @@ def _downsampling(schema: Schema, data: Data) -> list[str]:
     return list(check_downsampling(schema, data.downsampling, supervised_group(schema)))
 
 
+def _gate(schema: Schema, data: Data) -> list[str]:
+    columns = data.gate.columns if data.gate else {}
+    return [
+        f"data.gate.columns.{name} → rules are for columns that batches are made of → name one of [schema.columns] "
+        "that is no key"
+        for name in columns
+        if name not in read_columns(schema)
+    ]
+
+
 def _optim(optim: Optim) -> list[str]:
     problems = []
     if not all(0 <= beta < 1 for beta in optim.betas):
@@ -113,6 +124,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
     (("schema", "model"), _token_groups),
     (("data",), _data),
     (("schema", "data"), _downsampling),
+    (("schema", "data"), _gate),
     (("optim",), _optim),
     (("data", "launch"), _workers),
 )

@@ -1,7 +1,7 @@
 """Before a step: every segment still to be trained is held against those before it, as `[data.gate]` says.
 
 RUN/profiles/SEGMENT.json keeps what was counted, RUN/gate.json what was decided: a resumed run counts nothing twice,
-and what was left out once stays out, so that the order of batches does not change under a run.
+and what a run with a checkpoint has left out stays out, so that the order of its batches does not change.
 """
 
 from __future__ import annotations
@@ -58,13 +58,14 @@ def gate_segments(config: Config, run_dir: RunDir, resume: Resume) -> Config:
     Called once a run, by the command, after the run directory was made and before a worker starts. Raises RunDataError
     with a line per rule that a segment breaks, where `on_fail = "fail"`.
     """
-    decided = _read(run_dir) if resume != "never" else Decisions()
+    checkpoint = run_dir.latest() if resume != "never" else None
+    decided = Decisions() if checkpoint is None else _read(run_dir)  # before the first one nothing is settled
     if config.data.gate is None and not decided.segments:
         return config
     _say_exclusions(config)
     decisions = dict(decided.segments)
     if config.data.gate is not None:
-        _Gating(config, config.data.gate, run_dir, decisions, _begun(config, run_dir, resume)).run()
+        _Gating(config, config.data.gate, run_dir, decisions, _begun(config, checkpoint)).run()
         if decisions != decided.segments:
             run_dir.write_text(run_dir.gate, Decisions(segments=decisions).model_dump_json(indent=2) + "\n")
     skipped = [name for name, decision in decisions.items() if decision.verdict == "skipped"]
@@ -199,14 +200,13 @@ def _read(run_dir: RunDir) -> Decisions:
         ) from error
 
 
-def _begun(config: Config, run_dir: RunDir, resume: Resume) -> frozenset[str]:
+def _begun(config: Config, checkpoint: Path | None) -> frozenset[str]:
     """Segments that the newest checkpoint is in or past. A later epoch, or an order that mixes segments, has begun all
     of them."""
-    path = run_dir.latest() if resume != "never" else None
-    if path is None:
+    if checkpoint is None:
         return frozenset()
     # The worker verifies the checkpoint and says what is wrong with it; torch, which that needs, is not loaded yet.
-    position: Any = json.loads((path / "state.json").read_text(encoding="utf-8")).get("position")
+    position: Any = json.loads((checkpoint / "state.json").read_text(encoding="utf-8")).get("position")
     if position is None:
         return frozenset()
     train = [segment.name for segment in find_segments(config.data).train]

@@ -22,7 +22,7 @@ import generate
 import real_run
 
 # Pages whose `sh` blocks are run, in this order, in one folder.
-RUN = ("README.md", "docs/your-logs.md", "docs/run-directory.md")
+RUN = ("README.md", "docs/your-logs.md", "docs/run-directory.md", "docs/data-quality.md")
 # Commands in `console` blocks start with one of these: what is not run here, and why.
 NOT_RUN = {
     "make": "builds the environment, or takes minutes; CI runs `make check` and `make test`",

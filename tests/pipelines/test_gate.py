@@ -111,6 +111,24 @@ def numbers(table: pa.Table, name: str, change: Callable[[pa.ChunkedArray], pa.C
     return table.set_column(table.column_names.index(name), name, change(table[name]))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("events", [8_000, 60_000])
+def test_no_false_alarm_and_no_miss_over_a_dozen_logs(tmp_path: Path, events: int) -> None:
+    """The figures of docs/data-quality.md."""
+    for seed in range(10, 22):
+        folder = tmp_path / str(seed)
+        write_log(Synth(events=events, users=events // 40, items=1_000, days=6, seed=seed), folder)
+        segments, before = list_segments(str(folder)), []
+        for segment in segments:
+            before.append(profile_segment(segment, SCHEMA))
+            assert tripped(judge(before[-1], before[:-1], Gate(), SCHEMA)) == [], (seed, segment.name)
+        last = pq.read_table(segments[-1].files[0])
+        for name in KINDS:
+            spoilt = profile(plant(last, name, 0.05, -1, seed), tmp_path / "spoilt.parquet", "spoilt")
+            assert tripped(judge(spoilt, before[:-1], Gate(), SCHEMA))[0].where == f"column '{name}'", (seed, name)
+
+
 FAULTS: dict[str, tuple[Callable[[pa.Table], pa.Table], str, str]] = {
     "nulls": (lambda t: plant(t, "device", 0.1, None), "column 'device'", "max_null_increase"),
     "NaN": (lambda t: numbers(t, "age", lambda c: pc.if_else(pc.less(c, 30), math.nan, pc.cast(c, pa.float64()))),

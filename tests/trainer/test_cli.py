@@ -50,7 +50,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
 def test_every_verb_answers_help_and_can_be_imported():
     verbs = {"data", "train", "plan", "doctor", "evaluate"}
     assert set(cli.commands) == verbs
-    assert set(cli.commands["data"].commands) == {"synth", "movielens", "prepare", "inspect"}
+    assert set(cli.commands["data"].commands) == {"synth", "movielens", "prepare", "inspect", "profile", "compare"}
     for verb in ["train", "plan", "evaluate", "data synth"]:
         assert tokenformer(*verb.split(), "--help").returncode == 0
 
