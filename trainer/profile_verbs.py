@@ -64,6 +64,8 @@ def show_profile(
     console = _console()
     if len(profiles) > 1:
         console.print(_overview(profiles))
+        for line in _coverage(source.schema, profiles):
+            console.print(line)
     for line in _head(profiles[-1]):
         console.print(line)
     console.print(_columns(source.schema, profiles[-1], profiles[:-1][-source.gate.previous :]))
@@ -173,6 +175,25 @@ def _overview(profiles: Sequence[SegmentProfile]) -> Table:
         rates = [f"{task.rate:.4f}" if task.labelled else "–" for task in profile.tasks.values()]
         table.add_row(profile.segment, f"{profile.rows:,}", f"{profile.files:,}", *rates)
     return table
+
+
+def _coverage(schema: Schema, profiles: Sequence[SegmentProfile]) -> list[str]:
+    """Of the columns that files may lack, where some do: runs of segments of one coverage."""
+    lines = []
+    for name, spec in schema.columns.items():
+        if spec.default is None or name not in profiles[0].columns:
+            continue
+        runs: list[tuple[str, str, float]] = []
+        for profile in profiles:
+            share = profile.columns[name].coverage
+            if runs and runs[-1][2] == share:
+                runs[-1] = (runs[-1][0], profile.segment, share)
+            else:
+                runs.append((profile.segment, profile.segment, share))
+        if runs != [(profiles[0].segment, profiles[-1].segment, 1.0)]:
+            spans = [f"{share:.1%} in {first if first == last else f'{first}..{last}'}" for first, last, share in runs]
+            lines.append(f"column '{name}' (default {spec.default!r}) is there for {', '.join(spans)}")
+    return lines
 
 
 def _columns(schema: Schema, profile: SegmentProfile, before: Sequence[SegmentProfile]) -> Table:

@@ -148,6 +148,7 @@ def test_profile_and_compare_show_a_day_and_what_changed(call: Call, folder: Pat
     assert "-1: " in age
     late = next(line for line in shown.out.splitlines() if line.strip().startswith("late "))
     assert "0%" in late
+    assert f"column 'late' (default 9) is there for 0.0% in {DAYS[0]}..{BAD}" in shown.out
     again = call(folder, "data", "profile", "--config", "run.toml", "--segment", BAD, "--json", "bad.json")
     assert again.code == 2
     assert "never replaces a file" in again.errors[0]
