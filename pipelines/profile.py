@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import posixpath
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +26,6 @@ from pipelines.profile_task import TaskSketch
 from pipelines.schema import Schema
 from pipelines.segments import Segment
 from pipelines.storage import open_file
-from pipelines.windows import fingerprint
 
 MIN_GROUPS = 32  # a fault in some of many files is to be met
 BATCH_ROWS = 1024
@@ -70,7 +70,7 @@ def profile_segment(
     span = columns[times].numbers.span if times in columns else None
     return SegmentProfile(
         segment=segment.name,
-        fingerprint=fingerprint(footers),
+        fingerprint=files_digest(footers),
         columns_digest=columns_digest(schema),
         sample_rows=sample_rows,
         files=len(footers),
@@ -83,6 +83,17 @@ def profile_segment(
         columns={name: _finished(name, sketch, footers) for name, sketch in columns.items()},
         tasks={name: task.profile() for name, task in tasks.items()},
     )
+
+
+def files_digest(footers: Sequence[Footer]) -> str:
+    """Of a segment's files: their names below their common folder, sizes, row groups' rows, and columns with types."""
+    folder = posixpath.commonpath([posixpath.dirname(footer.path) for footer in footers]) if footers else ""
+    digest = hashlib.sha256()
+    for footer in footers:
+        name = footer.path.removeprefix(folder).lstrip("/")
+        types = [(field.name, str(field.type)) for field in footer.schema]
+        digest.update(repr((name, footer.size, footer.row_groups, types)).encode())
+    return digest.hexdigest()[:16]
 
 
 def columns_digest(schema: Schema) -> str:

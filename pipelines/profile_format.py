@@ -72,10 +72,11 @@ class TaskProfile(Frozen):
 class SegmentProfile(Frozen):
     """What a segment looks like. The same files, schema and sample give the same profile, byte for byte.
 
-    fingerprint: of the segment's files (pipelines.windows). columns_digest: of the schema it was made by. sample_rows:
-    asked for; 0 = all. files, bytes, rows, rows_per_file (lowest, median, highest): from the footers. rows_read: what
-    everything else is of. users_read: distinct users in them (an estimate): rows of one user are alike, so that this is
-    how many independent ones there are. times: first and last request time read, µs since 1970, where rows have one.
+    fingerprint: of the segment's files (pipelines.profile.files_digest). columns_digest: of the schema it was made by.
+    sample_rows: asked for; 0 = all. files, bytes, rows, rows_per_file (lowest, median, highest): from the footers.
+    rows_read: what everything else is of. users_read: distinct users in them (an estimate): rows of one user are alike,
+    so that this is how many independent ones there are. times: first and last request time read, µs since 1970, where
+    rows have one.
     """
 
     format: int = Field(default=FORMAT)

@@ -20,11 +20,10 @@ from pipelines.config import Gate
 from pipelines.errors import DataError
 from pipelines.footers import Footer, read_footers
 from pipelines.gate import judge
-from pipelines.profile import columns_digest, profile_segment
+from pipelines.profile import columns_digest, files_digest, profile_segment
 from pipelines.profile_format import SegmentProfile, read_profile
 from pipelines.schema import Frozen
 from pipelines.segments import Segment, find_segments, included, list_segments, matches
-from pipelines.windows import fingerprint
 from trainer.config import Config
 from trainer.errors import RunDataError
 from trainer.run_dir import Resume, RunDir
@@ -185,7 +184,7 @@ class _Gating:
         return self.footers[segment.name]
 
     def _fingerprint(self, segment: Segment) -> str:
-        return fingerprint(self._footers(segment))
+        return files_digest(self._footers(segment))
 
 
 def _read(run_dir: RunDir) -> Decisions:
