@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from pipelines.retries import READ_RETRIES
 from pipelines.schema import Frozen
 
 
@@ -152,6 +153,8 @@ class Data(Frozen):
     downsampling:  how to undo that the log holds only a share of what happened.
     executor:      "ray", "threads", or "auto": ray where a Ray runs.
     windows_ahead: windows in flight before the trainer asks.
+    read_retries:  a read that meets a transient error of the store (a timeout, a lost connection, throttling) is tried
+                   again so often, with growing waits.
     gate:          what a segment must be like to be trained; absent = anything.
     prepare:       how `data prepare` makes the rows from an event log; `train` does it where the rows are absent.
     synth:         how `data synth` makes the log; `train` does it where rows and log are absent.
@@ -168,6 +171,7 @@ class Data(Frozen):
     sample: float = Field(default=1.0, gt=0, le=1)
     executor: Literal["auto", "ray", "threads"] = "auto"
     windows_ahead: int = Field(default=4, gt=0)
+    read_retries: int = Field(default=READ_RETRIES, ge=0)
     downsampling: Downsampling | None = None
     gate: Gate | None = None
     prepare: Prepare | None = None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from pipelines.config import Data
 from pipelines.errors import DataError
-from pipelines.storage import COLUMNAR_SUFFIXES, is_file, list_files
+from pipelines.retries import READ_RETRIES
+from pipelines.storage import COLUMNAR_SUFFIXES, File, exists, list_folder, stat_files
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +22,13 @@ GLOB = re.compile(r"[*?\[]")
 @dataclass(frozen=True)
 class Segment:
     """A partition of the rows. name: its hive value, or "all" for a whole path. files: sorted; local paths or URIs
-    (pipelines.storage)."""
+    (pipelines.storage). sizes, changed: of each file when the segments were listed (`storage.File`), so that a plan
+    knows a file that was replaced since; empty where they were not looked up."""
 
     name: str
     files: tuple[str, ...]
+    sizes: tuple[int, ...] = ()
+    changed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class SegmentList:
 
 def find_segments(data: Data) -> SegmentList:
     """The segments that `[data]` names; see `Data` for the rules. Raises DataError when there is none to train on."""
-    segments = included(list_segments(data.rows), data)
+    segments = included(list_segments(data.rows, data.read_retries), data)
     names = [segment.name for segment in segments]
     train = _select(names, data.segments, "data.segments")
     held_out = _select(names, data.eval_segments, "data.eval_segments")
@@ -57,7 +61,8 @@ def find_segments(data: Data) -> SegmentList:
             "segments %s are both trained on and evaluated on, as data.segments and data.eval_segments say", overlap
         )
     by_name = {segment.name: segment for segment in segments}
-    return SegmentList(tuple(by_name[n] for n in train), tuple(by_name[n] for n in held_out))
+    found = look_up([by_name[name] for name in [*train, *held_out]], data.read_retries)
+    return SegmentList(tuple(found[: len(train)]), tuple(found[len(train) :]))
 
 
 def included(segments: Sequence[Segment], data: Data) -> list[Segment]:
@@ -76,11 +81,11 @@ def matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
 
-def list_segments(rows: str) -> list[Segment]:
-    """All segments of a file, folder, glob ("*", "?" and "[]" inside one path component) or URI. Raises DataError when
-    there is none."""
+def list_segments(rows: str, retries: int = READ_RETRIES) -> list[Segment]:
+    """All segments of a file, folder, glob ("*", "[]", locally also "?", each inside one path component) or URI. Raises
+    DataError when there is none."""
     try:
-        files = _find_files(rows)
+        files = _find_files(rows, retries)
     except (FileNotFoundError, NotADirectoryError):
         files = []
     except (OSError, ValueError) as error:
@@ -92,19 +97,19 @@ def list_segments(rows: str) -> list[Segment]:
             f"data.rows = '{rows}' → no Parquet file (*{', *'.join(COLUMNAR_SUFFIXES)}) there"
             " → check the path, or make rows with `data prepare`"
         )
-    hive = [HIVE.match(relative) for _, relative in files]
+    hive = [HIVE.match(file.relative) for file in files]
     if not any(hive):
-        return [Segment("all", tuple(path for path, _ in files))]
-    groups: dict[str, list[str]] = {}
+        return [_segment("all", files)]
+    groups: dict[str, list[File]] = {}
     folders: dict[str, set[str]] = {}
-    for (path, relative), match in zip(files, hive, strict=True):
+    for file, match in zip(files, hive, strict=True):
         if match is None:
             raise DataError(
-                f"'{path}' lies beside hive folders of '{rows}' → a file is in one segment"
+                f"'{file.path}' lies beside hive folders of '{rows}' → a file is in one segment"
                 " → move it into a key=value folder"
             )
-        groups.setdefault(match["value"], []).append(path)
-        folders.setdefault(match["value"], set()).add(relative.split("/")[0])
+        groups.setdefault(match["value"], []).append(file)
+        folders.setdefault(match["value"], set()).add(file.relative.split("/")[0])
     twice = [
         f"{sorted(names)} of '{rows}' → segments have one value each → rename one"
         for names in folders.values()
@@ -112,29 +117,53 @@ def list_segments(rows: str) -> list[Segment]:
     ]
     if twice:
         raise DataError(twice)
-    return [Segment(name, tuple(groups[name])) for name in sorted(groups)]
+    return [_segment(name, groups[name]) for name in sorted(groups)]
 
 
-def _find_files(rows: str) -> list[tuple[str, str]]:
-    if "://" not in rows and GLOB.search(rows) and not is_file(rows):
-        return _find_glob(rows)
-    if is_file(rows):
-        return [(rows, rows.rsplit("/", 1)[-1])]
-    return [(path, relative) for path, relative in list_files(rows) if relative.endswith(COLUMNAR_SUFFIXES)]
+def look_up(segments: Sequence[Segment], retries: int = READ_RETRIES) -> list[Segment]:
+    """The same segments, with sizes and times of change where they were not known. A file that is not there has size
+    −1: reading its footer says so."""
+    found = iter(stat_files([path for segment in segments if not segment.sizes for path in segment.files], retries))
+
+    def complete(segment: Segment) -> Segment:
+        files = [next(found) for _ in segment.files]
+        sizes = tuple(-1 if file is None else file.size for file in files)
+        return replace(segment, sizes=sizes, changed=tuple(-1 if file is None else file.changed for file in files))
+
+    return [segment if segment.sizes else complete(segment) for segment in segments]
 
 
-def _find_glob(pattern: str) -> list[tuple[str, str]]:
-    """Files that match, and the Parquet files below folders that match."""
-    parts = pattern.split("/")
+def _segment(name: str, files: Sequence[File]) -> Segment:
+    paths, sizes, changed = zip(*((file.path, file.size, file.changed) for file in files), strict=True)
+    return Segment(name, paths, sizes, changed)
+
+
+def _find_files(rows: str, retries: int) -> list[File]:
+    [single] = stat_files([rows], retries)
+    if single is not None:
+        return [single]
+    if GLOB.search(rows.partition("?")[0] if "://" in rows else rows) and not exists(rows, retries):
+        return _find_glob(rows, retries)
+    return [file for file in list_folder(rows, retries) if file.relative.endswith(COLUMNAR_SUFFIXES)]
+
+
+def _find_glob(pattern: str, retries: int) -> list[File]:
+    """Files that match, and the Parquet files below folders that match. The folder below which no component is a
+    pattern is listed."""
+    scheme, mark, rest = pattern.rpartition("://")
+    rest, question, options = rest.partition("?") if mark else (rest, "", "")
+    parts = rest.split("/")
     first = next(index for index, part in enumerate(parts) if GLOB.search(part))
-    base = "/".join(parts[:first]) or ("/" if pattern.startswith("/") else ".")
+    if mark and not first:
+        raise ValueError("a bucket's name is no pattern")
+    base = scheme + mark + ("/".join(parts[:first]) or ("/" if rest.startswith("/") else ".")) + question + options
     wanted = [part for part in parts[first:] if part]
     found = []
-    for path, relative in list_files(base):
-        have = relative.split("/")
+    for file in list_folder(base, retries):
+        have = file.relative.split("/")
         matches = len(have) >= len(wanted) and all(map(fnmatchcase, have, wanted))
-        if matches and (len(have) == len(wanted) or relative.endswith(COLUMNAR_SUFFIXES)):
-            found.append((path, relative))
+        if matches and (len(have) == len(wanted) or file.relative.endswith(COLUMNAR_SUFFIXES)):
+            found.append(file)
     return found
 
 
