@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.errors import DataError
+from pipelines.footer_cache import FooterCache
+from pipelines.footer_table import read_segments
+from pipelines.retries import READ_RETRIES
 from pipelines.schema import Column, Schema
-from pipelines.segments import Segment
-from pipelines.storage import open_file
-
-THREADS = 16
+from pipelines.segments import Segment, look_up
 
 
 @dataclass(frozen=True)
@@ -33,57 +32,57 @@ class Footer:
 
 def read_footers(files: Iterable[str]) -> list[Footer]:
     """Footers in the order of the files, read in parallel. Raises DataError naming every file that has none."""
-    answers = _read_all(files)
-    problems = [answer for answer in answers if isinstance(answer, str)]
-    if problems:
-        raise DataError(problems)
-    return [answer for answer in answers if isinstance(answer, Footer)]
+    [segment] = look_up([Segment("", tuple(files))])
+    [found] = read_segments([segment])
+    if found.problems:
+        raise DataError(list(found.problems))
+    groups = np.split(found.rows_G, np.cumsum(found.counts_F)[:-1])
+    return [
+        Footer(path, size, tuple(rows.tolist()), found.schemas[index])
+        for path, size, rows, index in zip(segment.files, segment.sizes, groups, found.schema_F.tolist(), strict=True)
+    ]
 
 
-def check_files(schema: Schema, segments: Iterable[Segment]) -> list[str]:
+def check_files(
+    schema: Schema,
+    segments: Iterable[Segment],
+    cache: FooterCache | None = None,
+    retries: int = READ_RETRIES,
+) -> list[str]:
     """Every way in which the files are not what the schema says, a line each; the same fault in many files is one
-    line."""
-    segments = list(segments)
-    answers = iter(_read_all([file for segment in segments for file in segment.files]))
+    line. cache: asked first, and written when all is well."""
+    cache = cache or FooterCache(None)
     problems: list[str] = []
-    faults: dict[str, list[str]] = {}
-    for segment in segments:
-        footers = [next(answers) for _ in segment.files]
-        problems += [answer for answer in footers if isinstance(answer, str)]
-        readable = [answer for answer in footers if isinstance(answer, Footer)]
-        if len(readable) == len(footers) and not sum(footer.rows for footer in readable):
+    segments = look_up(list(segments), retries)
+    known = [cache.find(segment) for segment in segments]
+    read = read_segments([s for s, found in zip(segments, known, strict=True) if found is None], retries)
+    footers = [next(read) if found is None else found for found in known]
+    faults: dict[str, list[tuple[int, str]]] = {}
+    of_schema: dict[pa.Schema, list[str]] = {}
+    for segment, found in zip(segments, footers, strict=True):
+        problems += found.problems
+        if not found.problems and not found.rows:
             problems.append(
-                f"segment '{segment.name}' has no rows in its {len(footers)} files → segments hold rows"
+                f"segment '{segment.name}' has no rows in its {len(segment.files)} files → segments hold rows"
                 " → leave it out by data.segments"
             )
-        for footer in readable:
-            for fault in _faults(schema, footer.schema):
-                faults.setdefault(fault, []).append(footer.path)
-    return problems + [fault.replace("FILES", _name(paths)) for fault, paths in faults.items()]
+        for index, first, count in zip(*np.unique(found.schema_F, return_index=True, return_counts=True), strict=True):
+            if index < 0:
+                continue
+            have = found.schemas[index]
+            if have not in of_schema:
+                of_schema[have] = _faults(schema, have)
+            for fault in of_schema[have]:
+                faults.setdefault(fault, []).append((int(count), segment.files[first]))
+    problems += [fault.replace("FILES", _name(where)) for fault, where in faults.items()]
+    if not problems and any(found is None for found in known):
+        cache.write(segments, footers)
+    return problems
 
 
 def read_columns(schema: Schema) -> dict[str, Column]:
     """The columns that batches are made of: all but keys, which are read only where one names the user."""
     return {name: spec for name, spec in schema.columns.items() if spec.role != "key" or name == schema.user}
-
-
-def _read_all(files: Iterable[str]) -> list[Footer | str]:
-    with ThreadPoolExecutor(THREADS, "footers") as pool:
-        return list(pool.map(_read, files))
-
-
-def _read(path: str) -> Footer | str:
-    try:
-        with open_file(path) as file:
-            size = file.size()
-            metadata = pq.read_metadata(file)
-    except FileNotFoundError:
-        return f"'{path}' does not exist → every file of a segment is read → restore it, or leave its segment out"
-    except (pa.ArrowInvalid, OSError) as error:
-        why = "is empty (0 bytes)" if "0 bytes" in str(error) else "is truncated or no Parquet file"
-        return f"'{path}' {why} → files are complete Parquet files → write it again, or remove it"
-    groups = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
-    return Footer(path, size, groups, metadata.schema.to_arrow_schema())
 
 
 def _faults(schema: Schema, have: pa.Schema) -> list[str]:
@@ -154,5 +153,7 @@ def _is_time(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_timestamp(kind) or pa.types.is_date(kind))
 
 
-def _name(paths: Sequence[str]) -> str:
-    return f"'{paths[0]}'" if len(paths) == 1 else f"{len(paths)} files, first '{paths[0]}'"
+def _name(where: Sequence[tuple[int, str]]) -> str:
+    """where: (files, first of them), segment by segment."""
+    files = sum(count for count, _ in where)
+    return f"'{where[0][1]}'" if files == 1 else f"{files} files, first '{where[0][1]}'"

@@ -10,21 +10,26 @@ name, never by their number: a run over one day and then another has the order o
 
 from __future__ import annotations
 
-import hashlib
-import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from pipelines.batch import Int64, Position
 from pipelines.config import Data
 from pipelines.errors import DataError
-from pipelines.footers import Footer, read_footers
+from pipelines.footer_cache import FooterCache
+from pipelines.footer_table import Footers
 from pipelines.hashing import derive_seed, permutation
+from pipelines.plan_ahead import Known, LoadAhead, Recent, load
 from pipelines.reading import BY_LENGTH, Reading, RowCost
 from pipelines.schema import Schema
 from pipelines.segments import Segment
+
+# What a pass keeps of the segments used last: about 200 MB of footers, and as much of plans. An entry counts as so many
+# row groups, for its own objects.
+MOST_ROW_GROUPS, ENTRY = 2**23, 64
 
 
 @dataclass(frozen=True)
@@ -134,12 +139,12 @@ def plan_segment(
     *,
     index: int = 0,
     shuffle: bool = True,
-    footers: Sequence[Footer] | None = None,
+    known: Known | None = None,
 ) -> SegmentPlan:
-    """The plan of one segment. index: its place in the run's list. shuffle: False for evaluation. Raises DataError
-    (footers)."""
-    footers = read_footers(segment.files) if footers is None else footers
-    groups_G4 = _row_groups(footers)
+    """The plan of one segment. index: its place in the run's list. shuffle: False for evaluation. known: its footers;
+    None = they are read. Raises DataError (footers)."""
+    known = load(segment, FooterCache(None), data.read_retries) if known is None else known
+    groups_G4 = _row_groups(known.footers)
     if shuffle and data.order == "shuffle":
         groups_G4 = groups_G4[permutation(len(groups_G4), derive_seed(seed, epoch, segment.name, "row groups"))]
     return SegmentPlan(
@@ -147,7 +152,7 @@ def plan_segment(
         segment=index,
         name=segment.name,
         files=segment.files,
-        fingerprint=fingerprint(footers),
+        fingerprint=known.fingerprint,
         global_batch=data.global_batch,
         window_rows=data.global_batch * data.window_batches,
         seed=seed,
@@ -157,32 +162,25 @@ def plan_segment(
     )
 
 
-def fingerprint(footers: Sequence[Footer]) -> str:
-    """Of what decides a segment's plan: its files' names below their common folder, sizes, row groups' rows and number
-    of columns."""
-    folder = posixpath.commonpath([posixpath.dirname(footer.path) for footer in footers]) if footers else ""
-    digest = hashlib.sha256()
-    for footer in footers:
-        name = footer.path.removeprefix(folder).lstrip("/")
-        digest.update(repr((name, footer.size, footer.row_groups, len(footer.schema))).encode())
-    return digest.hexdigest()[:16]
-
-
-def _row_groups(footers: Sequence[Footer]) -> Int64:
-    parts = [np.zeros((0, 4), np.int64)]
-    for file, footer in enumerate(footers):
-        rows = np.array(footer.row_groups, np.int64)
-        parts.append(np.stack([np.full_like(rows, file), np.arange(len(rows)), np.cumsum(rows) - rows, rows], axis=1))
-    groups_G4 = np.concatenate(parts)
-    return groups_G4[groups_G4[:, 3] > 0]
+def _row_groups(footers: Footers) -> Int64:
+    """[row groups that have rows, (file, row group, start row in the file, rows)]."""
+    counts_F, rows_G = footers.counts_F, footers.rows_G
+    file_G = np.repeat(np.arange(len(counts_F)), counts_F)
+    first_F = np.cumsum(counts_F) - counts_F  # each file's first row group
+    before_G = np.cumsum(rows_G) - rows_G
+    start_G = before_G - np.repeat(np.append(before_G, 0)[first_F], counts_F)
+    groups_G4 = np.stack([file_G, np.arange(len(rows_G)) - np.repeat(first_F, counts_F), start_G, rows_G], axis=1)
+    return groups_G4[rows_G > 0]
 
 
 class Pass:
-    """The run's whole order over its segments and epochs. Footers of a segment are read when it is first needed, once.
+    """The run's whole order over its segments and epochs. A segment's footers are brought when it is first needed, the
+    next segments' in the background; those used last are kept, in bounded memory.
 
     shuffle: False for evaluation: one epoch, segments and rows in order, no seed, train_only columns as served.
     A checkpoint saves the position of the last batch done; `position_after` of it is where a resumed run starts.
-    quarantine, cost: see pipelines.reading, which readers get as `reading`.
+    quarantine, cost: see pipelines.reading, which readers get as `reading`. cache: where the check of the files has
+    left their footers.
     """
 
     def __init__(
@@ -194,41 +192,79 @@ class Pass:
         shuffle: bool = True,
         quarantine: str = "",
         cost: RowCost = BY_LENGTH,
+        cache: FooterCache | None = None,
     ) -> None:
         self.schema, self.data, self.segments = schema, data, tuple(segments)
         self.reading = Reading(schema, data, quarantine, cost)
         self.seed, self.shuffle = (seed if shuffle else 0), shuffle
         self.epochs = data.epochs if shuffle else 1
-        self._footers: dict[int, list[Footer]] = {}
+        self._cache = cache or FooterCache(None)
+        self._mixed = shuffle and data.order == "shuffle"
+        self._rows_S: Int64 = np.full(len(self.segments), -1)  # −1: not known yet
+        self._loaded_epochs: set[int] = set()
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_known", "_plans")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"_rows_S": state["_rows_S"].copy()})  # what Ray carries is read-only
+        self._forget()
+
+    def _forget(self) -> None:
+        self._known: Recent[Known] = Recent(lambda k: ENTRY + len(k.footers.rows_G), MOST_ROW_GROUPS)
+        self._plans: Recent[SegmentPlan] = Recent(lambda p: ENTRY + len(p.ends_G), MOST_ROW_GROUPS // 4)
 
     def plan(self, epoch: int, segment: int) -> SegmentPlan:
-        """Of the segment-th segment. Raises DataError (footers)."""
-        chosen = self.segments[segment]
-        if segment not in self._footers:
-            self._footers[segment] = read_footers(chosen.files)
-        return plan_segment(
-            chosen, self.data, self.seed, epoch, index=segment, shuffle=self.shuffle, footers=self._footers[segment]
+        """Of the segment-th segment. Raises DataError (footers, or files that are not what was listed)."""
+        kept = self._plans.get((epoch, segment))
+        if kept is not None:
+            return kept
+        known = self._known.get(segment)
+        if known is None:
+            known = self._keep(segment, load(self.segments[segment], self._cache, self.data.read_retries))
+        plan = plan_segment(
+            self.segments[segment], self.data, self.seed, epoch, index=segment, shuffle=self.shuffle, known=known
         )
+        return self._plans.put((epoch, segment), plan)
 
     def total_rows(self) -> int:
-        """Over all epochs. Reads every footer."""
-        return self.epochs * sum(self.plan(0, s).rows for s in range(len(self.segments)))
+        """Over all epochs. Needs every footer."""
+        return self.epochs * int(self._all_rows().sum())
 
     def total_batches(self) -> int:
-        """Global batches over all epochs. Reads every footer."""
-        return self.epochs * sum(self.plan(0, s).global_batches for s in range(len(self.segments)))
+        """Global batches over all epochs. Needs every footer."""
+        return self.epochs * int(self._batches(self._all_rows()).sum())
+
+    def batches_after(self, position: Position | None) -> int:
+        """Global batches still to come when the one at `position` is done (None = none is): an estimate. Rows of
+        segments that are not planned yet are taken from their bytes; no footer is read for it, but for the first
+        segment's, and under "shuffle", which plans all of them anyway."""
+        batches_S = self._batches(self._all_rows() if self._mixed else self._estimated_rows())
+        total = int(batches_S.sum())
+        if position is None:
+            return self.epochs * total
+        segment, window = self._locate(position)
+        done = position.epoch * total + position.batch % self.data.window_batches + 1
+        if self._mixed:
+            segments, indices = self._window_order(position.epoch)
+            at = int(np.flatnonzero((segments == segment) & (indices == window))[0])
+            left = batches_S[segments[:at]] - indices[:at] * self.data.window_batches
+            done += int(np.minimum(left, self.data.window_batches).sum())
+        else:
+            done += int(batches_S[:segment].sum()) + window * self.data.window_batches
+        return max(0, self.epochs * total - done)
 
     def windows_from(self, position: Position | None = None) -> Iterator[Window]:
         """Windows in order, from the one that holds the position's batch. Raises DataError when the data are not the
-        position's."""
+        position's, or a segment's files not what was listed, where that segment would begin."""
         start = None if position is None else self._locate(position)
-        for epoch in range(0 if position is None else position.epoch, self.epochs):
-            windows = (
-                self._shuffled(epoch, start)
-                if self.shuffle and self.data.order == "shuffle"
-                else self._in_time(epoch, start)
-            )
-            yield from windows
+        first_epoch = 0 if position is None else position.epoch
+        if not self._mixed:
+            yield from self._in_time(first_epoch, start or (0, 0))
+            return
+        for epoch in range(first_epoch, self.epochs):
+            yield from self._shuffled(epoch, start)
             start = None
 
     def position_after(self, position: Position) -> Position | None:
@@ -264,20 +300,73 @@ class Pass:
             )
         return segment, position.batch // self.data.window_batches
 
-    def _in_time(self, epoch: int, start: tuple[int, int] | None) -> Iterator[Window]:
-        first_segment, first_window = start or (0, 0)
-        for segment in range(first_segment, len(self.segments)):
-            plan = self.plan(epoch, segment)
-            yield from (plan.window(index) for index in range(first_window, plan.num_windows))
-            first_window = 0
+    def _in_time(self, first_epoch: int, start: tuple[int, int]) -> Iterator[Window]:
+        first_segment, first_window = start
+        count = len(self.segments)
+        ahead: LoadAhead | None = None
+        try:
+            for number in range(first_epoch * count + first_segment, self.epochs * count):
+                if ahead is not None:
+                    self._keep(*ahead.take())
+                plan = self.plan(*divmod(number, count))
+                for index in range(first_window, plan.num_windows):
+                    yield plan.window(index)
+                    if ahead is None:  # the first window is on its way: now there is time for the next segments
+                        ahead = self._load_ahead(n % count for n in range(number + 1, self.epochs * count))
+                first_window = 0
+        finally:
+            if ahead is not None:
+                ahead.close()
 
     def _shuffled(self, epoch: int, start: tuple[int, int] | None) -> Iterator[Window]:
-        plans = [self.plan(epoch, segment) for segment in range(len(self.segments))]
-        counts = [plan.num_windows for plan in plans]
-        segments = np.repeat(np.arange(len(plans)), counts)
-        indices = np.concatenate([np.arange(count) for count in counts])
-        order = permutation(len(indices), derive_seed(self.seed, epoch, "windows"))
-        segments, indices = segments[order], indices[order]
+        if epoch not in self._loaded_epochs:  # the files are looked at once an epoch
+            self._load(range(len(self.segments)))
+            self._loaded_epochs.add(epoch)
+        segments, indices = self._window_order(epoch)
         first = 0 if start is None else int(np.flatnonzero((segments == start[0]) & (indices == start[1]))[0])
         for segment, index in zip(segments[first:], indices[first:], strict=True):
-            yield plans[segment].window(int(index))
+            yield self.plan(epoch, int(segment)).window(int(index))
+
+    def _window_order(self, epoch: int) -> tuple[Int64, Int64]:
+        """(segment, window in it) of the epoch's windows, under "shuffle"."""
+        counts = -(-self._all_rows() // (self.data.global_batch * self.data.window_batches))
+        segments = np.repeat(np.arange(len(counts)), counts)
+        indices = np.arange(len(segments)) - np.repeat(np.cumsum(counts) - counts, counts)
+        order = permutation(len(indices), derive_seed(self.seed, epoch, "windows"))
+        return segments[order], indices[order]
+
+    def _load_ahead(self, order: Iterable[int]) -> LoadAhead:
+        return LoadAhead(self.segments, order, self._cache, self.data.read_retries)
+
+    def _load(self, order: Sequence[int]) -> None:
+        with self._load_ahead(order) as ahead:
+            for _ in order:
+                self._keep(*ahead.take())
+
+    def _keep(self, segment: int, known: Known) -> Known:
+        self._rows_S[segment] = known.footers.rows
+        return self._known.put(segment, known)
+
+    def _all_rows(self) -> Int64:
+        """[segments]: rows of each, exactly."""
+        self._rows_from_cache()
+        self._load(np.flatnonzero(self._rows_S < 0).tolist())
+        return self._rows_S
+
+    def _estimated_rows(self) -> Int64:
+        self._rows_from_cache()
+        if len(self.segments) and not np.any(self._rows_S > 0):
+            self.plan(0, 0)
+        bytes_S = np.array([sum(segment.sizes) for segment in self.segments], np.int64)
+        known_S = self._rows_S >= 0
+        rate = self._rows_S[known_S].sum() / max(1, bytes_S[known_S].sum())
+        return np.where(known_S, self._rows_S, np.ceil(rate * bytes_S).astype(np.int64))
+
+    def _rows_from_cache(self) -> None:
+        for segment in np.flatnonzero(self._rows_S < 0):
+            rows = self._cache.rows(self.segments[segment])
+            if rows is not None:
+                self._rows_S[segment] = rows
+
+    def _batches(self, rows_S: Int64) -> Int64:
+        return -(-rows_S // self.data.global_batch)
