@@ -81,6 +81,7 @@ class Batch:
     user:              int64 [R]: id of the user (strings hashed). request: int64 [R] id of the request.
     file, row:         int32 [R] index into the plan's files, int64 [R] row in that file: as read.
     filler:            True for the weightless row that keeps a rank in step when it was dealt none.
+    retries:           reads of the batch's window that were tried again; told by one batch of the window.
     """
 
     position: Position
@@ -105,3 +106,4 @@ class Batch:
     file: Int32
     row: Int64
     filler: bool = False
+    retries: int = 0

@@ -4,6 +4,7 @@ function: both executors run it, wherever they like."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from pipelines.decode import complete, concatenate, decode_table
 from pipelines.errors import DataError
 from pipelines.read import read_window
 from pipelines.reading import Reading
+from pipelines.retries import counting_retries
 from pipelines.schema import Schema
 from pipelines.supervision import supervise
 from pipelines.windows import Window
@@ -27,7 +29,8 @@ def carry_window(window: Window, reading: Reading, world_size: int, ranks: Itera
     file, row, column and value of what is wrong, all columns at once.
     """
     schema = reading.schema
-    arrays = load_window(window, schema, reading.data)
+    with counting_retries() as retried:
+        arrays = load_window(window, schema, reading.data)
     order = window.order()
     kept = arrays.clocks.kept
     counted = [g for g in kept if g != "candidates" or schema.supervision == "candidates"]
@@ -40,6 +43,9 @@ def carry_window(window: Window, reading: Reading, world_size: int, ranks: Itera
         for rank, taken in batches.items():
             mine = rows[dealt == rank]
             taken.append(collate(arrays, mine, position) if len(mine) else collate(arrays, rows[:1], position, True))
+    if retried.count:  # told once a window, whoever reads it
+        told = batches[min(batches)]
+        told[0] = replace(told[0], retries=retried.count)
     return batches
 
 
@@ -55,7 +61,7 @@ def deal(length_R: Int64, world_size: int) -> Int64:
 def load_window(window: Window, schema: Schema, data: Data) -> WindowArrays:
     """The window's rows in reading order, with all that batches are gathered from. Raises DataError."""
     parts, problems = [], []
-    for table, path, file, row in read_window(window, schema):
+    for table, path, file, row in read_window(window, schema, data.read_retries):
         part, found = decode_table(table, schema, path, file, row)
         parts.append(part)
         problems += found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -12,26 +13,28 @@ import pyarrow.parquet as pq
 from pipelines.batch import Int64
 from pipelines.errors import DataError
 from pipelines.footers import read_columns
+from pipelines.retries import READ_RETRIES, is_transient, retrying
 from pipelines.schema import Schema
 from pipelines.storage import open_file
 from pipelines.windows import Stretch, Window
 
 
-def read_window(window: Window, schema: Schema) -> Iterator[tuple[pa.Table, str, int, Int64]]:
+def read_window(
+    window: Window, schema: Schema, retries: int = READ_RETRIES
+) -> Iterator[tuple[pa.Table, str, int, Int64]]:
     """(table, path, index of the file, row numbers in it) for each run of stretches of one file, in the window's order.
 
-    Columns that a file lacks are absent from its table. Raises DataError when a file cannot be read.
+    Columns that a file lacks are absent from its table. retries: after transient errors of the store. Raises DataError
+    when a file cannot be read, naming file, row group and column where it can be told.
     """
     wanted = set(read_columns(schema))
     for file, group in groupby(window.stretches, key=lambda stretch: stretch.file):
         stretches = list(group)
         path = stretches[0].path
         try:
-            table = _read(path, stretches, wanted)
+            table = retrying(partial(_read, path, stretches, wanted), f"'{path}'", retries)
         except (OSError, pa.ArrowException) as error:
-            why = str(error).splitlines()[0]
-            line = f"'{path}' cannot be read: {why} → files stay as they were planned → restore it and resume"
-            raise DataError(line) from error
+            raise DataError(_blame(path, stretches, wanted, error)) from error
         yield table, path, file, np.concatenate([np.arange(s.start + s.first, s.start + s.last) for s in stretches])
 
 
@@ -42,6 +45,51 @@ def _read(path: str, stretches: list[Stretch], wanted: set[str]) -> pa.Table:
         reader = pq.ParquetFile(source, pre_buffer=True)
         columns = [name for name in reader.schema_arrow.names if name in wanted]
         for stretch in stretches:
+            _check_planned(path, reader, stretch)
             table = reader.read_row_group(stretch.row_group, columns=columns, use_threads=False)
             parts.append(table.slice(stretch.first, stretch.last - stretch.first))
     return pa.concat_tables(parts)
+
+
+def _check_planned(path: str, reader: pq.ParquetFile, stretch: Stretch) -> None:
+    """Raises DataError where the file has fewer rows than the plan says: it was replaced while its segment trained."""
+    groups = reader.metadata.num_row_groups
+    rows = reader.metadata.row_group(stretch.row_group).num_rows if stretch.row_group < groups else 0
+    if rows < stretch.last:
+        raise DataError(
+            f"'{path}' has {rows} rows in row group {stretch.row_group}, and had {stretch.last} or more when it was"
+            " planned → a segment's files may not change under a run → restore it and resume"
+        )
+
+
+def _blame(path: str, stretches: list[Stretch], wanted: set[str], error: Exception) -> list[str]:
+    """What is wrong with the file: each row group and column that cannot be read alone, a line each; or the error as it
+    came. Slow: columns are read one by one."""
+    if is_transient(error):
+        return [
+            f"'{path}' cannot be read: {_first_line(error)} → the store answers, at the latest after"
+            " data.read_retries tries → see to it and resume"
+        ]
+    lines = []
+    try:
+        with open_file(path) as source:
+            reader = pq.ParquetFile(source)
+            for group in sorted({stretch.row_group for stretch in stretches}):
+                for name in (name for name in reader.schema_arrow.names if name in wanted):
+                    try:
+                        reader.read_row_group(group, columns=[name], use_threads=False)
+                    except (OSError, pa.ArrowException) as bad:
+                        where = f"row group {group}, column '{name}'"
+                        lines.append(
+                            f"'{path}', {where} cannot be read: {_first_line(bad)}"
+                            " → files stay as they were planned → restore it and resume"
+                        )
+    except (OSError, pa.ArrowException) as bad:
+        error = bad
+    return lines or [
+        f"'{path}' cannot be read: {_first_line(error)} → files stay as they were planned → restore it and resume"
+    ]
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or repr(error)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from embeddings.idmap import IdMapper
+from pipelines.footer_cache import FooterCache
 from pipelines.segments import Segment
 from pipelines.stream import Executor
 from pipelines.windows import Pass
@@ -50,14 +51,15 @@ class Evaluator:
         runtime: Runtime,
         executor: Executor,
         telemetry: Telemetry,
+        cache: FooterCache | None = None,
     ) -> None:
-        self._config, self._segments, self._mapper = config, segments, mapper
+        self._config, self._segments, self._mapper, self._cache = config, segments, mapper, cache
         self._runtime, self._executor, self._telemetry = runtime, executor, telemetry
 
     def __call__(self, model: nn.Module, state: TrainState, rows: int = 0) -> EvalRecord:
         """rows: stop after about so many, 0 = all. The model must be detached from its training pipeline."""
         config, started = self._config, time.perf_counter()
-        pass_ = Pass(config.schema, config.data, self._segments, shuffle=False)
+        pass_ = Pass(config.schema, config.data, self._segments, shuffle=False, cache=self._cache)
         feed = open_feed(pass_, None, self._executor, self._mapper, self._runtime, train=False)
         limit = -(-rows // config.data.global_batch) if rows else None
         try:

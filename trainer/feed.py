@@ -23,7 +23,8 @@ class Feed(Iterator[RequestBatch]):
 
     batches: this rank's, None = there are none left. step: of the last optimizer step done; the next batch is for the
     one after it. wants: (stop, save): what this rank would like; any rank's wish becomes all ranks' at the same step.
-    wait_seconds: time spent waiting for the reader since it was last reset. stopping, saving: what was agreed.
+    wait_seconds: time spent waiting for the reader since it was last reset. read_retries: of this rank's batches.
+    stopping, saving: what was agreed.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Feed(Iterator[RequestBatch]):
         self._runtime, self._train, self._wants = runtime, train, wants
         self._step = step
         self.wait_seconds = 0.0
+        self.read_retries = 0
         self.stopping = False
         self.saving = False
         if train:
@@ -89,6 +91,7 @@ class Feed(Iterator[RequestBatch]):
             assert ended == self._runtime.world_size, "plans give every rank the same number of batches"
             return None
         assert batch is not None
+        self.read_retries += batch.retries
         self.stopping |= stopping > 0
         self.saving |= saving > 0
         k = len(self._tasks)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pipelines.footer_cache import FooterCache
 from pipelines.footers import check_files
 from pipelines.segments import find_segments
 from trainer.config import Config
@@ -36,10 +37,11 @@ def prepare_rows(config: Config, out: str) -> Any:
     return prepare(config.schema, config.data, Path(out))
 
 
-def check_rows(config: Config) -> None:
-    """Hold the footers of the run's files against the schema. Raises DataError or RunDataError, with all mismatches."""
+def check_rows(config: Config, cache: FooterCache) -> None:
+    """Hold the footers of the run's files against the schema, and leave them in the cache for all that plan. Raises
+    DataError or RunDataError, with all mismatches."""
     segments = find_segments(config.data)
-    problems = check_files(config.schema, [*segments.train, *segments.eval])
+    problems = check_files(config.schema, [*segments.train, *segments.eval], cache, config.data.read_retries)
     if problems:
         raise RunDataError(problems)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pipelines.retries import OUTSIDE_WINDOWS
 from pipelines.windows import Pass
 from trainer.checkpoint.checkpointer import Checkpointer, Saved
 from trainer.config import Config
@@ -43,10 +44,12 @@ class Reporter:
         self._metrics = TaskMetrics(tuple(config.schema.tasks))
         self._batches_left = 0
         self._segment = ""
+        self._own_retries = self._read_retries = 0
 
     def start(self, state: TrainState, pass_: Pass) -> None:
         """Before the first step."""
         self._segment = state.position.name if state.position else ""
+        self._pass = pass_
         if self._runtime.is_first:
             self._batches_left = batches_left(pass_, state, self._config.train.max_steps)
         self._begin_window(state)
@@ -56,11 +59,13 @@ class Reporter:
         segment = outputs.info.position.name
         if self._segment and segment != self._segment:
             self._end_segment(state)
+            if self._runtime.is_first and self._config.data.order == "time":  # more of the footers are known now
+                self._batches_left = 1 + batches_left(self._pass, state, self._config.train.max_steps)
         self._segment = segment
         self._batches_left -= 1
         self._metrics.update(outputs.probabilities_SK.cpu(), outputs.labels_SK.cpu(), outputs.weights_SK.cpu())
         if self._gate.applies:  # a bad step's loss is counted as a bad step, not averaged; one without labels has none
-            self._losses += torch.stack([outputs.loss.detach().double().cpu(), torch.ones((), dtype=torch.float64)])
+            self._losses[:2] += torch.stack([outputs.loss.detach().double().cpu(), torch.ones((), dtype=torch.float64)])
         if state.step % self._config.train.log_every == 0:
             self._report(state, feed)
 
@@ -92,21 +97,25 @@ class Reporter:
         self._first = state
         self._started = time.perf_counter()
         self._paused = 0.0
-        self._losses = torch.zeros(2, dtype=torch.float64)
+        self._losses = torch.zeros(3, dtype=torch.float64)  # Σ loss, good steps, retried reads
         self._metrics.reset("window")
 
     def _report(self, state: TrainState, feed: Feed) -> None:
         seconds = max(1e-9, time.perf_counter() - self._started - self._paused)
         reduced = self._metrics.reduced(self._runtime.control)
+        retries = feed.read_retries + OUTSIDE_WINDOWS.count  # of batches, and of this process's own plans
+        self._losses[2] += retries - self._own_retries
+        self._own_retries = retries
         if self._runtime.world_size > 1:
             dist.all_reduce(self._losses, group=self._runtime.control)
+        self._read_retries += int(self._losses[2])
         self._telemetry.train(self._record(state, seconds, feed.wait_seconds, reduced))
         feed.wait_seconds = 0.0
         self._begin_window(state)
 
     def _record(self, state: TrainState, seconds: float, waited: float, reduced: GlobalMetrics) -> TrainRecord:
         steps = state.step - self._first.step
-        loss, good = self._losses.tolist()
+        loss, good, _ = self._losses.tolist()
         position = state.position
         assert position is not None
         return TrainRecord(
@@ -127,6 +136,7 @@ class Reporter:
             epoch=position.epoch,
             segment=position.name,
             seconds_left=max(0, self._batches_left) * seconds / steps,
+            read_retries=self._read_retries,
             checkpoint_age_seconds=self._checkpointer.seconds_since_save(),
         )
 
@@ -139,10 +149,7 @@ class Reporter:
 
 
 def batches_left(pass_: Pass, state: TrainState, max_steps: int) -> int:
-    """Global batches still to train. Reads every footer."""
-    if state.position is None:
-        left = pass_.total_batches()
-    else:
-        left = sum(window.batches for window in pass_.windows_from(state.position))
-        left -= 1 + state.position.batch % pass_.data.window_batches
+    """Global batches still to train, as far as is known: reads no footer that the plan has not read (see
+    `Pass.batches_after`)."""
+    left = pass_.batches_after(state.position)
     return min(left, max_steps - state.step) if max_steps else left

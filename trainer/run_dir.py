@@ -2,6 +2,7 @@
 
     config.toml (resolved, a valid --config) · plan.txt plan.json · env.json · train.log
     metrics.jsonl · tensorboard/ · consumed/ · profiles/ gate.json (with [data.gate])
+    plan_cache/ (footers of the data; may be removed between runs)
     checkpoints/step_00002000/ (complete only when its COMMIT file exists)
 
 A path of a file system that every rank sees. Files are replaced whole (temporary file, fsync, rename), so that a reader
@@ -69,6 +70,7 @@ class RunDir:
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.consumed = self.path / "consumed"
+        self.plan_cache = self.path / "plan_cache"
         self.profiles = self.path / "profiles"
         self.gate = self.path / "gate.json"
         self.checkpoints = self.path / "checkpoints"

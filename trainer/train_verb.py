@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.footer_cache import FooterCache
 from trainer import logs
 from trainer.config import load_config
 from trainer.gating import gate_segments
@@ -54,9 +55,9 @@ def run_training(options: TrainOptions) -> None:
                 if speaks:  # under torchrun the other ranks meet the first one in the process group, after this
                     ensure_rows(config)
                     interrupts.arm()  # Ray installs handlers of its own when rows are made
-                    check_rows(config)
                     if not run_dir.checkpoints.is_dir():  # else it is one to go on with, and prepared already
                         run_dir.prepare(options.resume)
+                    check_rows(config, FooterCache(run_dir.plan_cache))
                     config = gate_segments(config, run_dir, options.resume)
                     announce(choice)
                 job = Job(config, str(run_dir.path.absolute()), stop, options.resume, parent, options.dry_run)

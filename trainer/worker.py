@@ -15,7 +15,8 @@ import torch.distributed as dist
 
 from embeddings.plan import report
 from pipelines.config import Data
-from pipelines.segments import Segment, find_segments
+from pipelines.footer_cache import FooterCache
+from pipelines.segments import Segment
 from pipelines.stream import Executor, ThreadExecutor, choose_executor
 from pipelines.windows import Pass
 from trainer import logs
@@ -30,6 +31,7 @@ from trainer.machine import environment
 from trainer.reporter import Reporter
 from trainer.run_dir import RunDir
 from trainer.runtime import Runtime, start
+from trainer.shared_segments import shared_segments
 from trainer.telemetry.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ def _agreed(config: Config, runtime: Runtime) -> Config:
 def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
     """Train to the end, evaluate, say what came of it. Collective."""
     config, run_dir = job.config, RunDir(job.run_dir)
-    segments = find_segments(config.data)
+    segments = shared_segments(config.data, runtime)
     with _logging_to(run_dir, runtime):
         assembly = assemble(config, runtime)
         _write_plan(run_dir, config, assembly, runtime)
@@ -87,7 +89,7 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
 def dry_run(job: Job, runtime: Runtime) -> dict[str, Any]:
     """Real batches through plan, step, checkpoint and resume, in a throw-away run directory. Collective."""
     config = replace(job.config, telemetry=job.config.telemetry.model_copy(update={"prometheus": False}))
-    segments = find_segments(config.data)
+    segments = shared_segments(config.data, runtime)
     run_dir = RunDir(job.run_dir)
     seconds = {}
     for step in (1, 2):
@@ -113,10 +115,11 @@ def run_evaluation(job: Job, rows: str = "") -> dict[str, Any] | None:
     with start(job.config.launch.timeout_seconds, job.threads) as runtime:
         run_dir = RunDir(job.run_dir)
         config = job.config
-        segments = find_segments(config.data).eval
+        segments = shared_segments(config.data, runtime).eval
         if rows:
             config = replace(config, data=config.data.model_copy(update={"rows": rows, "exclude": ()}))
-            segments = find_segments(config.data.model_copy(update={"segments": "..", "eval_segments": ""})).train
+            everything = config.data.model_copy(update={"segments": "..", "eval_segments": ""})
+            segments = shared_segments(everything, runtime).train
         assembly = assemble(config, runtime)
         with tempfile.TemporaryDirectory() as scratch:
             telemetry = Telemetry(
@@ -140,8 +143,10 @@ def _join(
     telemetry: Telemetry,
 ) -> tuple[Trainer, Evaluator]:
     config = job.config
-    pass_ = Pass(config.schema, config.data, train, config.train.seed)
-    checkpointer = Checkpointer(RunDir(job.run_dir), config.checkpoint, runtime.control)
+    run_dir = RunDir(job.run_dir)
+    cache = FooterCache(run_dir.plan_cache)
+    pass_ = Pass(config.schema, config.data, train, config.train.seed, cache=cache)
+    checkpointer = Checkpointer(run_dir, config.checkpoint, runtime.control)
     reporter = Reporter(config, runtime, telemetry, checkpointer, assembly.optimizer, assembly.gate)
 
     def wants() -> tuple[bool, bool]:
@@ -149,7 +154,13 @@ def _join(
 
     executor = _executor(config.data, job.feed_name, "train", runtime)
     evaluator = Evaluator(
-        config, held_out, assembly.mapper, runtime, _executor(config.data, job.feed_name, "eval", None), telemetry
+        config,
+        held_out,
+        assembly.mapper,
+        runtime,
+        _executor(config.data, job.feed_name, "eval", None),
+        telemetry,
+        cache,
     )
     trainer = Trainer(
         config,

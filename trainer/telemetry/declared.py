@@ -34,6 +34,9 @@ METRICS = (
     Metric("examples_total", "counter", "", "Supervised positions with a label since the model's birth, all ranks"),
     Metric("rows_total", "counter", "", "Request rows since the model's birth, all ranks"),
     Metric("bad_steps_total", "counter", "", "Steps skipped for a NaN or infinite loss or gradient"),
+    Metric(
+        "read_retries_total", "counter", "", "Reads tried again after a transient error of the store, since this start"
+    ),
     Metric("loss", "gauge", "", "Training loss, mean since the last log"),
     Metric("examples_per_second", "gauge", "", "Supervised positions a second, all ranks"),
     Metric("rows_per_second", "gauge", "", "Request rows a second, all ranks"),

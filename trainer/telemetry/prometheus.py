@@ -57,6 +57,7 @@ class Prometheus:
         self._raise_to("examples_total", record.examples)
         self._raise_to("rows_total", record.rows)
         self._raise_to("bad_steps_total", record.bad_steps)
+        self._raise_to("read_retries_total", record.read_retries)
         self._set("loss", record.loss)
         self._set("examples_per_second", record.examples_per_second)
         self._set("rows_per_second", record.rows_per_second)

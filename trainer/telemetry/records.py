@@ -19,7 +19,8 @@ class TrainRecord:
     of a step;
     data_wait_seconds: mean of it spent waiting for a batch. grad_norm: dense, before clipping. tasks: before each
     update; lifetime: the same since the model's birth. data_through: newest event time trained on, microseconds since
-    1970. seconds_left: to the end of the data or max_steps. checkpoint_age_seconds: since the newest checkpoint.
+    1970. read_retries: reads tried again after a transient error of the store, since this process began. seconds_left:
+    to the end of the data or max_steps. checkpoint_age_seconds: since the newest checkpoint.
     """
 
     step: int
@@ -40,6 +41,7 @@ class TrainRecord:
     checkpoint_age_seconds: float | None = None
     epoch: int = 0
     segment: str = ""
+    read_retries: int = 0
 
 
 @dataclass(frozen=True)
