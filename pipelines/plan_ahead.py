@@ -37,39 +37,56 @@ class Known:
     fingerprint: str
 
 
-def load(segment: Segment, cache: FooterCache, retries: int, stop: threading.Event | None = None) -> Known:
-    """From the cache, or the files. Raises DataError: files that are not what was listed, or have no footer."""
-    if segment.sizes:
-        check_unchanged(segment, retries)
-    else:
-        [segment] = look_up([segment], retries)
-    footers = cache.find(segment)
-    if footers is None:
-        [footers] = read_segments([segment], retries, stop)
-    if footers.problems:
-        raise DataError(list(footers.problems))
-    return Known(segment, footers, fingerprint(segment, footers))
+def load(segment: Segment, cache: FooterCache, retries: int) -> Known:
+    """Of one segment. Raises DataError: files that are not what was listed, or have no footer."""
+    [known] = load_all([segment], cache, retries)
+    if isinstance(known, DataError):
+        raise known
+    return known
 
 
-def check_unchanged(segment: Segment, retries: int) -> None:
-    """Holds the files as they are against what was listed when the process began: size, and time of the last change.
+def load_all(
+    segments: Sequence[Segment], cache: FooterCache, retries: int, stop: threading.Event | None = None
+) -> list[Known | DataError]:
+    """Of each segment, from the cache or the files, or what is wrong with it; the store is asked for all at once."""
+    segments = look_up(segments, retries)
+    faults = _changes(segments, retries)
+    footers = [None if fault else cache.find(segment) for segment, fault in zip(segments, faults, strict=True)]
+    missing = [at for at, fault in enumerate(faults) if footers[at] is None and not fault]
+    for at, read in zip(missing, read_segments([segments[at] for at in missing], retries, stop), strict=True):
+        footers[at] = read
+    answers: list[Known | DataError] = []
+    for segment, found, fault in zip(segments, footers, faults, strict=True):
+        if found is None or found.problems:
+            answers.append(DataError(fault if found is None else list(found.problems)))
+        else:
+            answers.append(Known(segment, found, fingerprint(segment, found)))
+    return answers
 
-    Not found: a file replaced by one of the same size within what the store's clock can tell (S3: a second). Raises
-    DataError naming the files.
+
+def _changes(segments: Sequence[Segment], retries: int) -> list[list[str]]:
+    """For each segment, what has become of its files since they were listed, when the process began: their size, or the
+    time of their last change.
+
+    Not found: a file replaced by one of the same size within what the store's clock can tell (S3: a second).
     """
-    now = stat_files(segment.files, retries)
-    before = zip(segment.files, segment.sizes, segment.changed, strict=True)
-    found = [line for line in (_change(*was, file) for was, file in zip(before, now, strict=True)) if line]
-    if len(found) > NAMED:
-        found[NAMED:] = [
-            f"segment '{segment.name}': {len(found) - NAMED} more of its {len(segment.files)} files have changed"
-            " → a segment's files may not change under a run → restore them, or begin anew with what is there"
-        ]
-    if found:
-        raise DataError(found)
+    now = iter(stat_files([path for segment in segments for path in segment.files], retries))
+    changes = []
+    for segment in segments:
+        before = zip(segment.files, segment.sizes, segment.changed, strict=True)
+        found = [line for line in (_change(*was, next(now)) for was in before) if line]
+        if len(found) > NAMED:
+            found[NAMED:] = [
+                f"segment '{segment.name}': {len(found) - NAMED} more of its {len(segment.files)} files have changed"
+                " → a segment's files may not change under a run → restore them, or start the run again"
+            ]
+        changes.append(found)
+    return changes
 
 
 def _change(path: str, size: int, changed: int, now: File | None) -> str:
+    if size < 0:  # there was none: reading its footer says so
+        return ""
     if now is None:
         return f"'{path}' does not exist any more → a segment's files may not change under a run → restore it"
     if now.size != size:
@@ -103,29 +120,32 @@ def fingerprint(segment: Segment, footers: Footers) -> str:
 
 
 class LoadAhead:
-    """Loads segments in an order, several at a time where they are small; `take` gives them in that order.
+    """Loads segments in an order, small ones in groups; `take` gives them in that order, one by one.
 
-    `close` (also at the end of a `with`) stops what is under way.
+    Two groups are under way or ready before they are asked for. `close` (also at the end of a `with`) stops what is.
     """
 
     def __init__(self, segments: Sequence[Segment], order: Iterable[int], cache: FooterCache, retries: int) -> None:
         self._segments, self._order = segments, iter(order)
         self._cache, self._retries = cache, retries
         local = not segments or is_local(segments[0].files[0])
-        threads = IN_FLIGHT_LOCAL if local else IN_FLIGHT
-        self._most_files = 2 * threads
-        self._pool = ThreadPoolExecutor(threads, "plan")
-        self._pending: deque[tuple[int, Future[Known]]] = deque()
-        self._files = 0
+        self._group_files = 4 * (IN_FLIGHT_LOCAL if local else IN_FLIGHT)
+        self._pool = ThreadPoolExecutor(1, "plan")
+        self._pending: deque[tuple[list[int], Future[list[Known | DataError]]]] = deque()
+        self._ready: deque[tuple[int, Known | DataError]] = deque()
         self._stop = threading.Event()
         self._fill()
 
     def take(self) -> tuple[int, Known]:
         """(index of the next segment, what is known of it). Raises DataError of that segment."""
-        index, future = self._pending.popleft()
-        self._files -= len(self._segments[index].files)
-        self._fill()
-        return index, future.result()
+        if not self._ready:
+            group, future = self._pending.popleft()
+            self._fill()
+            self._ready.extend(zip(group, future.result(), strict=True))
+        index, known = self._ready.popleft()
+        if isinstance(known, DataError):
+            raise known
+        return index, known
 
     def close(self) -> None:
         """May be called twice."""
@@ -139,14 +159,18 @@ class LoadAhead:
         self.close()
 
     def _fill(self) -> None:
-        while not self._pending or self._files < self._most_files:
-            index = next(self._order, None)
-            if index is None:
-                return
-            segment = self._segments[index]
-            self._files += len(segment.files)
-            future = self._pool.submit(load, segment, self._cache, self._retries, self._stop)
-            self._pending.append((index, future))
+        while len(self._pending) < 2 and (group := self._next_group()):
+            segments = [self._segments[index] for index in group]
+            future = self._pool.submit(load_all, segments, self._cache, self._retries, self._stop)
+            self._pending.append((group, future))
+
+    def _next_group(self) -> list[int]:
+        group: list[int] = []
+        files = 0
+        while files < self._group_files and (index := next(self._order, None)) is not None:
+            group.append(index)
+            files += len(self._segments[index].files)
+        return group
 
 
 class Recent(Generic[Kept]):

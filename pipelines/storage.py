@@ -6,7 +6,7 @@ A path without "://" is local. The options of a URI's store follow a "?": `s3://
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -123,11 +123,13 @@ def stat_files(paths: Sequence[str], retries: int = READ_RETRIES) -> list[File |
     return [known.get(path) for path in paths]
 
 
-def map_requests(ask: Callable[[Asked], Answer], many: Sequence[Asked], local: bool) -> Iterator[Answer]:
-    """The answers in order, many asked at a time: as many as the store is good for."""
+def map_requests(ask: Callable[[Asked], Answer], many: Sequence[Asked], local: bool) -> list[Answer]:
+    """The answers in order, as many asked at a time as the store is good for."""
     if len(many) <= 1:
-        return map(ask, many)
-    return request_pool(local).map(ask, many)
+        return list(map(ask, many))
+    size = -(-len(many) // (2 * (IN_FLIGHT_LOCAL if local else IN_FLIGHT)))  # a task costs a tenth of a request
+    tasks = [many[begin : begin + size] for begin in range(0, len(many), size)]
+    return [answer for some in request_pool(local).map(lambda task: list(map(ask, task)), tasks) for answer in some]
 
 
 @lru_cache(maxsize=2)
