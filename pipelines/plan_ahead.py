@@ -39,19 +39,22 @@ class Known:
 
 def load(segment: Segment, cache: FooterCache, retries: int) -> Known:
     """Of one segment. Raises DataError: files that are not what was listed, or have no footer."""
-    [known] = load_all([segment], cache, retries)
+    [known] = load_all([segment], cache.find, retries)
     if isinstance(known, DataError):
         raise known
     return known
 
 
 def load_all(
-    segments: Sequence[Segment], cache: FooterCache, retries: int, stop: threading.Event | None = None
+    segments: Sequence[Segment],
+    find: Callable[[Segment], Footers | None],
+    retries: int,
+    stop: threading.Event | None = None,
 ) -> list[Known | DataError]:
-    """Of each segment, from the cache or the files, or what is wrong with it; the store is asked for all at once."""
+    """Of each segment, as found or from its files, or what is wrong with it; the store is asked for all at once."""
     segments = look_up(segments, retries)
     faults = _changes(segments, retries)
-    footers = [None if fault else cache.find(segment) for segment, fault in zip(segments, faults, strict=True)]
+    footers = [None if fault else find(segment) for segment, fault in zip(segments, faults, strict=True)]
     missing = [at for at, fault in enumerate(faults) if footers[at] is None and not fault]
     for at, read in zip(missing, read_segments([segments[at] for at in missing], retries, stop), strict=True):
         footers[at] = read
@@ -105,29 +108,43 @@ def _clock(nanoseconds: int) -> str:
 def fingerprint(segment: Segment, footers: Footers) -> str:
     """Of what decides a segment's plan: its files' names below their common folder, sizes, row groups' rows and number
     of columns. Not of when they were written: a copy of the data goes on where the original stopped."""
-    folders = {posixpath.dirname(path) for path in segment.files}
+    paths = [_path_alone(path) for path in segment.files]
+    folders = {posixpath.dirname(path) for path in paths}
     folder = posixpath.commonpath(folders) if folders else ""
     columns = [len(footers.schemas[index]) for index in footers.schema_F.tolist()]
     ends = np.cumsum(footers.counts_F).tolist()
     rows = footers.rows_G.tolist()
     digest = hashlib.sha256()
     begin = 0
-    for path, size, end, width in zip(segment.files, segment.sizes, ends, columns, strict=True):
+    for path, size, end, width in zip(paths, segment.sizes, ends, columns, strict=True):
         name = path.removeprefix(folder).lstrip("/")
         digest.update(repr((name, size, tuple(rows[begin:end]), width)).encode())
         begin = end
     return digest.hexdigest()[:16]
 
 
+def _path_alone(path: str) -> str:
+    """Without a URI's scheme and options: what a copy in another store shares with the original."""
+    return path.partition("://")[2].partition("?")[0] if "://" in path else path
+
+
 class LoadAhead:
     """Loads segments in an order, small ones in groups; `take` gives them in that order, one by one.
 
-    Two groups are under way or ready before they are asked for. `close` (also at the end of a `with`) stops what is.
+    find, keep: called in the loading thread; what was kept for one epoch is found for the next. Two groups are under
+    way or ready before they are asked for. `close` (also at the end of a `with`) stops what is.
     """
 
-    def __init__(self, segments: Sequence[Segment], order: Iterable[int], cache: FooterCache, retries: int) -> None:
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        order: Iterable[int],
+        find: Callable[[Segment], Footers | None],
+        keep: Callable[[Known], object],
+        retries: int,
+    ) -> None:
         self._segments, self._order = segments, iter(order)
-        self._cache, self._retries = cache, retries
+        self._find, self._keep, self._retries = find, keep, retries
         local = not segments or is_local(segments[0].files[0])
         self._group_files = 4 * (IN_FLIGHT_LOCAL if local else IN_FLIGHT)
         self._pool = ThreadPoolExecutor(1, "plan")
@@ -160,39 +177,50 @@ class LoadAhead:
 
     def _fill(self) -> None:
         while len(self._pending) < 2 and (group := self._next_group()):
-            segments = [self._segments[index] for index in group]
-            future = self._pool.submit(load_all, segments, self._cache, self._retries, self._stop)
-            self._pending.append((group, future))
+            self._pending.append((group, self._pool.submit(self._load, group)))
+
+    def _load(self, group: list[int]) -> list[Known | DataError]:
+        found = load_all([self._segments[index] for index in group], self._find, self._retries, self._stop)
+        for known in found:
+            if isinstance(known, Known):
+                self._keep(known)
+        return found
 
     def _next_group(self) -> list[int]:
         group: list[int] = []
         files = 0
-        while files < self._group_files and (index := next(self._order, None)) is not None:
+        while files < self._group_files and len(group) < len(self._segments):  # none twice
+            index = next(self._order, None)
+            if index is None:
+                break
             group.append(index)
             files += len(self._segments[index].files)
         return group
 
 
 class Recent(Generic[Kept]):
-    """The values used last, up to a total weight, and always the last one."""
+    """The values used last, up to a total weight, and always the last one. Threads may share it."""
 
     def __init__(self, weight: Callable[[Kept], int], limit: int) -> None:
         self._weight, self._limit = weight, limit
         self._kept: OrderedDict[Hashable, Kept] = OrderedDict()
         self._total = 0
+        self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> Kept | None:
         """None where it is not kept."""
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
 
     def put(self, key: Hashable, value: Kept) -> Kept:
         """Returns the value."""
-        if key in self._kept:
-            self._total -= self._weight(self._kept.pop(key))
-        self._kept[key] = value
-        self._total += self._weight(value)
-        while self._total > self._limit and len(self._kept) > 1:
-            self._total -= self._weight(self._kept.popitem(last=False)[1])
+        with self._lock:
+            if key in self._kept:
+                self._total -= self._weight(self._kept.pop(key))
+            self._kept[key] = value
+            self._total += self._weight(value)
+            while self._total > self._limit and len(self._kept) > 1:
+                self._total -= self._weight(self._kept.popitem(last=False)[1])
         return value

@@ -13,6 +13,7 @@ from pipelines.config import Data, Prepare
 from pipelines.errors import DataError, SchemaError
 from pipelines.footers import Footer, read_footers
 from pipelines.schema import Schema
+from pipelines.segments import find_files
 from pipelines.storage import COLUMNAR_SUFFIXES, is_file, list_files
 
 UNIT_ROWS = 250_000
@@ -150,8 +151,10 @@ def _find_log(log: str) -> list[str]:
     try:
         if is_file(log):
             return [log]
-        found = glob.glob(log, recursive=True) if glob.has_magic(log) else [log]
+        uri = "://" in log
+        found = glob.glob(log, recursive=True) if glob.has_magic(log) and not uri else [log] if not uri else []
         files = {path for path in found if is_file(path) and path.endswith(COLUMNAR_SUFFIXES)}
+        files |= {file.path for file in find_files(log)} if uri else set()
         for folder in (path for path in found if not is_file(path)):
             files |= {path for path, _ in list_files(folder) if path.endswith(COLUMNAR_SUFFIXES)}
     except FileNotFoundError:

@@ -85,7 +85,7 @@ def list_segments(rows: str, retries: int = READ_RETRIES) -> list[Segment]:
     """All segments of a file, folder, glob ("*", "[]", locally also "?", each inside one path component) or URI. Raises
     DataError when there is none."""
     try:
-        files = _find_files(rows, retries)
+        files = find_files(rows, retries)
     except (FileNotFoundError, NotADirectoryError):
         files = []
     except (OSError, ValueError) as error:
@@ -138,7 +138,10 @@ def _segment(name: str, files: Sequence[File]) -> Segment:
     return Segment(name, paths, sizes, changed)
 
 
-def _find_files(rows: str, retries: int) -> list[File]:
+def find_files(rows: str, retries: int = READ_RETRIES) -> list[File]:
+    """Parquet files of a file, folder, glob or URI, sorted; none where nothing matches. Raises FileNotFoundError."""
+    if "://" in rows and GLOB.search(re.split("[/?]", rows.partition("://")[2])[0]):
+        raise ValueError("the name of a bucket is no pattern")
     [single] = stat_files([rows], retries)
     if single is not None:
         return [single]
@@ -154,8 +157,6 @@ def _find_glob(pattern: str, retries: int) -> list[File]:
     rest, question, options = rest.partition("?") if mark else (rest, "", "")
     parts = rest.split("/")
     first = next(index for index, part in enumerate(parts) if GLOB.search(part))
-    if mark and not first:
-        raise ValueError("a bucket's name is no pattern")
     base = scheme + mark + ("/".join(parts[:first]) or ("/" if rest.startswith("/") else ".")) + question + options
     wanted = [part for part in parts[first:] if part]
     found = []

@@ -220,7 +220,7 @@ class Pass:
         kept = self._plans.get((epoch, segment))
         if kept is not None:
             return kept
-        known = self._known.get(segment)
+        known = self._known.get(self.segments[segment].name)
         if known is None:
             known = self._keep(segment, load(self.segments[segment], self._cache, self.data.read_retries))
         plan = plan_segment(
@@ -336,7 +336,14 @@ class Pass:
         return segments[order], indices[order]
 
     def _load_ahead(self, order: Iterable[int]) -> LoadAhead:
-        return LoadAhead(self.segments, order, self._cache, self.data.read_retries)
+        def keep(known: Known) -> None:
+            self._known.put(known.segment.name, known)
+
+        return LoadAhead(self.segments, order, self._find, keep, self.data.read_retries)
+
+    def _find(self, segment: Segment) -> Footers | None:
+        known = self._known.get(segment.name)
+        return self._cache.find(segment) if known is None else known.footers
 
     def _load(self, order: Sequence[int]) -> None:
         with self._load_ahead(order) as ahead:
@@ -345,7 +352,7 @@ class Pass:
 
     def _keep(self, segment: int, known: Known) -> Known:
         self._rows_S[segment] = known.footers.rows
-        return self._known.put(segment, known)
+        return self._known.put(self.segments[segment].name, known)
 
     def _all_rows(self) -> Int64:
         """[segments]: rows of each, exactly."""

@@ -42,7 +42,7 @@ def make_store(segments: int, files: int, row_group_rows: int) -> SlowStore:
     """VARIANTS files of slightly different length, under segments · (files ÷ segments) names."""
     contents = [log_file(ROWS_A_FILE - variant, row_group_rows, variant) for variant in range(VARIANTS)]
     names = {name: number % VARIANTS for number, name in enumerate(file_names(segments, files // segments))}
-    store = SlowStore(names, contents, LATENCY)
+    store = SlowStore(names, contents, LATENCY, light=True)
     storage.mount("slow", fs.PyFileSystem(store))
     return store
 
@@ -80,7 +80,7 @@ def read_plainly(files: int, threads: int, row_group_rows: int) -> float:
     store = make_store(1, files, row_group_rows)
 
     def read(name: str) -> int:
-        store.wait()  # an object store is asked for the size when a file is opened
+        store.wait()  # an object store is asked for the size when a file is opened; then comes the read
         with storage.open_file(f"slow://{name}") as file:
             return int(pq.read_metadata(file).num_rows)
 
