@@ -36,9 +36,17 @@ def derive_seed(*parts: int | str) -> int:
     """One seed (63 bits) from several numbers and names, in this order."""
     state = 0
     for part in parts:
-        number = int(hash_strings(pa.array([part]))[0]) if isinstance(part, str) else part
+        number = _hash_text(part) if isinstance(part, str) else part
         state = int(mix(np.array([(state ^ number) % 2**64], np.uint64).view(np.int64), 1)[0])
     return state >> 1
+
+
+def _hash_text(text: str) -> int:
+    """`hash_strings` of one, in plain Python: seeds need no kernels."""
+    state = 0xCBF29CE484222325
+    for octet in text.encode():
+        state = (state ^ octet) * 0x100000001B3 % 2**64
+    return state
 
 
 def permutation(count: int, seed: int) -> npt.NDArray[np.int64]:

@@ -108,7 +108,7 @@ def in_a_process(segments: int, files: int, row_group_rows: int) -> dict[str, fl
 @click.option("--quick", is_flag=True, help="2,000 files.")
 @click.option("--tiny", is_flag=True, help="600 files: that it runs, not how fast.")
 @click.option("--files", default=0, help="100,000.")
-@click.option("--row-group-rows", default=1024, show_default=True)
+@click.option("--row-group-rows", default=4096, show_default=True, help="4,096 as in ingest.py.")
 @click.option("--shape", default=0, hidden=True, help="Segments; one shape, its figures as JSON.")
 def main(quick: bool, tiny: bool, files: int, row_group_rows: int, shape: int) -> None:
     """See the module."""
