@@ -182,9 +182,10 @@ def _local() -> fs.LocalFileSystem:
 def _file_system(base: str, query: str) -> tuple[fs.FileSystem, str]:
     """Made once a store: making one may ask the network for its region. A client allows as many connections as Arrow
     has IO threads at that moment."""
+    threads = pa.io_thread_count() if base.startswith("file:") else IO_THREADS
     pa.set_io_thread_count(IN_FLIGHT)
     try:
         file_system, path = fs.FileSystem.from_uri(f"{base}/x{query}")
     finally:
-        pa.set_io_thread_count(IO_THREADS)
+        pa.set_io_thread_count(threads)
     return file_system, path.removesuffix("x")

@@ -239,13 +239,14 @@ class Pass:
     def batches_after(self, position: Position | None) -> int:
         """Global batches still to come when the one at `position` is done (None = none is): an estimate. Rows of
         segments that are not planned yet are taken from their bytes; no footer is read for it, but for the first
-        segment's, and under "shuffle", which plans all of them anyway."""
+        segment's, and under "shuffle", which plans all of them anyway. position: of this pass."""
         batches_S = self._batches(self._all_rows() if self._mixed else self._estimated_rows())
         total = int(batches_S.sum())
         if position is None:
             return self.epochs * total
-        segment, window = self._locate(position)
-        done = position.epoch * total + position.batch % self.data.window_batches + 1
+        segment = next(index for index, s in enumerate(self.segments) if s.name == position.name)
+        window, within = divmod(position.batch, self.data.window_batches)
+        done = position.epoch * total + within + 1
         if self._mixed:
             segments, indices = self._window_order(position.epoch)
             at = int(np.flatnonzero((segments == segment) & (indices == window))[0])
