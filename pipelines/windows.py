@@ -113,17 +113,15 @@ class SegmentPlan:
         """The index-th window."""
         begin = index * self.window_rows
         end = min(begin + self.window_rows, self.rows)
+        group, behind = np.searchsorted(self.ends_G, [begin, end - 1], side="right").tolist()
+        before = int(self.ends_G[group] - self.groups_G4[group, 3])  # rows before the group
         stretches = []
-        group = int(np.searchsorted(self.ends_G, begin, side="right"))
-        while begin < end:
-            file, row_group, start, rows = (int(v) for v in self.groups_G4[group])
-            first = begin - (int(self.ends_G[group]) - rows)
-            last = min(rows, first + end - begin)
+        for file, row_group, start, rows in self.groups_G4[group : behind + 1].tolist():
+            first, last = max(0, begin - before), min(rows, end - before)
             stretches.append(Stretch(file, self.files[file], row_group, start, first, last))
-            begin += last - first
-            group += 1
+            before += rows
         seed = derive_seed(self.seed, self.epoch, self.name, index, "rows") if self.shuffle else None
-        rows = end - index * self.window_rows
+        rows = end - begin
         first_batch = index * (self.window_rows // self.global_batch)
         return Window(
             self.epoch, self.segment, self.name, self.fingerprint, index, first_batch, self.global_batch, rows, seed,
