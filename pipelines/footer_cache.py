@@ -70,12 +70,12 @@ class FooterCache:
         """Replaces the file in one go: what it held of other segments is gone."""
         if self._path is None:
             return
-        index: dict[pa.Schema, int] = {}
+        index = _Numbers()
         batches = [
             _batch(segments[begin : begin + SEGMENTS_A_BATCH], footers[begin : begin + SEGMENTS_A_BATCH], index)
             for begin in range(0, len(segments), SEGMENTS_A_BATCH)
         ]
-        described = {str(number): schema.serialize().to_pybytes() for schema, number in index.items()}
+        described = {str(number): schema.serialize().to_pybytes() for schema, number in index.numbers.items()}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         part = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
         with pa.OSFile(str(part), "wb") as out, pa.ipc.new_file(out, COLUMNS.with_metadata(described)) as writer:
@@ -125,7 +125,7 @@ def digest(segment: Segment) -> bytes:
     return found.digest()
 
 
-def _batch(segments: Sequence[Segment], footers: Sequence[Footers], index: dict[pa.Schema, int]) -> pa.RecordBatch:
+def _batch(segments: Sequence[Segment], footers: Sequence[Footers], index: _Numbers) -> pa.RecordBatch:
     schemas = [_renumbered(found, index) for found in footers]
     columns = [
         pa.array([digest(segment) for segment in segments], pa.binary(16)),
@@ -137,11 +137,26 @@ def _batch(segments: Sequence[Segment], footers: Sequence[Footers], index: dict[
     return pa.RecordBatch.from_arrays(columns, schema=COLUMNS)
 
 
-def _renumbered(footers: Footers, index: dict[pa.Schema, int]) -> np.ndarray[Any, Any]:
+class _Numbers:
+    """How the file numbers schemas. Known objects are known by identity: hashing a schema is slow."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[pa.Schema, int] = {}
+        self._by_id: dict[int, int] = {}
+
+    def of(self, schema: pa.Schema) -> int:
+        number = self._by_id.get(id(schema))
+        if number is None:
+            number = self._by_id[id(schema)] = self.numbers.setdefault(schema, len(self.numbers))
+        return number
+
+
+def _renumbered(footers: Footers, index: _Numbers) -> np.ndarray[Any, Any]:
     """Indices of schemas as the file numbers them."""
+    if len(footers.schema_F) == 1:
+        return np.array([index.of(footers.schemas[footers.schema_F[0]])], np.int32)
     used, inverse = np.unique(footers.schema_F, return_inverse=True)
-    numbers = [index.setdefault(footers.schemas[number], len(index)) for number in used]
-    return np.array(numbers, np.int32)[inverse]
+    return np.array([index.of(footers.schemas[number]) for number in used], np.int32)[inverse]
 
 
 def _lists(arrays: Sequence[Any], kind: pa.DataType) -> pa.Array:

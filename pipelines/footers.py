@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from pipelines.batch import Int32
 from pipelines.errors import DataError
 from pipelines.footer_cache import FooterCache
 from pipelines.footer_table import read_segments
@@ -58,7 +59,7 @@ def check_files(
     read = read_segments([s for s, found in zip(segments, known, strict=True) if found is None], retries)
     footers = [next(read) if found is None else found for found in known]
     faults: dict[str, list[tuple[int, str]]] = {}
-    of_schema: dict[pa.Schema, list[str]] = {}
+    of_schema: dict[int, list[str]] = {}  # by identity: hashing a schema takes longer than all else here
     for segment, found in zip(segments, footers, strict=True):
         problems += found.problems
         if not found.problems and not found.rows:
@@ -66,18 +67,26 @@ def check_files(
                 f"segment '{segment.name}' has no rows in its {len(segment.files)} files → segments hold rows"
                 " → leave it out by data.segments"
             )
-        for index, first, count in zip(*np.unique(found.schema_F, return_index=True, return_counts=True), strict=True):
+        for index, first, count in _distinct(found.schema_F):
             if index < 0:
                 continue
             have = found.schemas[index]
-            if have not in of_schema:
-                of_schema[have] = _faults(schema, have)
-            for fault in of_schema[have]:
-                faults.setdefault(fault, []).append((int(count), segment.files[first]))
+            if id(have) not in of_schema:
+                of_schema[id(have)] = _faults(schema, have)
+            for fault in of_schema[id(have)]:
+                faults.setdefault(fault, []).append((count, segment.files[first]))
     problems += [fault.replace("FILES", _name(where)) for fault, where in faults.items()]
     if not problems and any(found is None for found in known):
         cache.write(segments, footers)
     return problems
+
+
+def _distinct(values: Int32) -> list[tuple[int, int, int]]:
+    """(value, where it is first, how often it is there) of each."""
+    if len(values) == 1:
+        return [(int(values[0]), 0, 1)]
+    found = np.unique(values, return_index=True, return_counts=True)
+    return list(zip(*(part.tolist() for part in found), strict=True))
 
 
 def read_columns(schema: Schema) -> dict[str, Column]:

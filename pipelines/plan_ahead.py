@@ -110,7 +110,7 @@ def fingerprint(segment: Segment, footers: Footers) -> str:
     of columns. Not of when they were written: a copy of the data goes on where the original stopped."""
     paths = [_path_alone(path) for path in segment.files]
     folders = {posixpath.dirname(path) for path in paths}
-    folder = posixpath.commonpath(folders) if folders else ""
+    folder = posixpath.commonpath(folders) if len(folders) > 1 else "".join(folders)
     columns = [len(footers.schemas[index]) for index in footers.schema_F.tolist()]
     ends = np.cumsum(footers.counts_F).tolist()
     rows = footers.rows_G.tolist()
