@@ -66,7 +66,7 @@ class RequestBatch(Pipelineable):
     metric_weights_SK: torch.Tensor
     offsets_SK: torch.Tensor | None  # of the logits in the loss; None where no task has one
     normalizers_K: torch.Tensor
-    host: Batch | None = field(default=None, repr=False)  # evaluation reads users and requests from it
+    host: Batch = field(repr=False)  # what these tensors were made of: the record of what was trained, users, requests
 
     def _map(self, fn: Callable[[Any], Any]) -> RequestBatch:
         def each(tensors: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +136,6 @@ def wrap(
     specs: dict[str, TableSpec],
     tasks: tuple[str, ...],
     world_size: int,
-    keep_host: bool = False,
 ) -> RequestBatch:
     """The batch with its ids already mapped to table `rows` {table: int64 [U]}."""
     fields = {}
@@ -168,5 +167,5 @@ def wrap(
         else torch.stack([_tensor(batch.metric_weights[t]) for t in tasks], dim=1),
         offsets_SK=_offsets(batch, tasks, weights_SK) if batch.offsets else None,
         normalizers_K=torch.tensor(info.weight_sums, dtype=torch.float32) / world_size,
-        host=batch if keep_host else None,
+        host=batch,
     )

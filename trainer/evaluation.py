@@ -108,7 +108,6 @@ def predict(
                 _, outputs = model(batch.to(runtime.device))
                 rows += batch.info.rows
                 host = batch.host
-                assert host is not None, "evaluation batches keep their host arrays"
                 lengths = host.history_lengths[supervised_history] if supervised_history else host.candidate_lengths
                 users, requests = np.repeat(host.user, lengths), np.repeat(host.request, lengths)
                 for k, task in enumerate(tasks):

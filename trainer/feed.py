@@ -55,15 +55,7 @@ class Feed(Iterator[RequestBatch]):
         rows = self._mapper.rows_of(batch.tables, train=self._train)
         if self._train:
             self._mapper.mark(self._step)
-        return wrap(
-            batch,
-            self._info,
-            rows,
-            self._mapper.specs,
-            self._tasks,
-            self._runtime.world_size,
-            keep_host=not self._train,
-        )
+        return wrap(batch, self._info, rows, self._mapper.specs, self._tasks, self._runtime.world_size)
 
     def close(self) -> None:
         """Ends the reading ahead."""

@@ -15,6 +15,7 @@ from pipelines.windows import Pass
 from trainer.assembly import Assembly
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.config import Config
+from trainer.consumed import Recorder
 from trainer.device_batch import RequestBatch
 from trainer.feed import Feed
 from trainer.model_state import load_rest, model_tensors
@@ -47,10 +48,12 @@ class Trainer:
         self._evaluate_model = evaluate
         self._device, self._world_size = runtime.device, runtime.world_size
         self._is_pipelined = False
+        self._recorder: Recorder | None = None
         self.state = TrainState()
 
-    def train(self) -> TrainState:
-        """The run."""
+    def train(self, recorder: Recorder | None = None) -> TrainState:
+        """The run. recorder: keeps account of what was trained, for `audit`."""
+        self._recorder = recorder
         self._feed = self._feed_from(self.state)
         self._pipeline = self._make_pipeline()
         self._reporter.start(self.state, self._pass)
@@ -58,8 +61,12 @@ class Trainer:
             while not self._finished():
                 outputs = self._step()
                 if outputs is None:
+                    if recorder is not None:
+                        recorder.ended(self.state.step)
                     break
                 self.state = self.state.after(outputs)
+                if recorder is not None:
+                    recorder.trained(self.state.step, outputs.host)
                 self._reporter.after_step(outputs, self.state, self._feed)
                 if self._evaluation_is_due():
                     self.evaluate()
@@ -117,6 +124,8 @@ class Trainer:
         """Weights, optimizers, id maps, metrics and position, in one commit; nothing where this step is saved
         already."""
         self._feed.saving = False
+        if self._recorder is not None:
+            self._recorder.flush()  # what a checkpoint holds is on record before it is complete
         state = self.state.to_checkpoint(
             self._config, self._world_size, self._assembly.gate.bad_steps, self._reporter.metrics_state()
         )

@@ -14,6 +14,7 @@ from torch import nn
 from embeddings.tables import Tables
 from model.inputs import HistoryInput, RankerInput
 from model.loss import Heads, probabilities, ranking_loss
+from pipelines.batch import Batch
 from pipelines.hashing import derive_seed
 from trainer.device_batch import FieldIndex, RequestBatch, StepInfo
 from trainer.gate import GradientGate
@@ -23,13 +24,14 @@ from trainer.layout import Layout
 @dataclass
 class Outputs:
     """One rank's share of a step: loss (its Σ w·l ÷ the global Σ w, times world size), detached; probabilities, labels
-    and the metrics' weights [S, K]."""
+    and the metrics' weights [S, K]; host: the arrays that were computed with, as they were read."""
 
     info: StepInfo
     loss: torch.Tensor
     probabilities_SK: torch.Tensor
     labels_SK: torch.Tensor
     weights_SK: torch.Tensor
+    host: Batch
 
 
 class Assemble(nn.Module):
@@ -111,6 +113,7 @@ class Scorer(nn.Module):
             probabilities_SK=probabilities(logits_SK.detach(), self._heads),
             labels_SK=batch.labels_SK,
             weights_SK=batch.metric_weights_SK,
+            host=batch.host,
         )
         return loss, outputs
 

@@ -6,7 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from trainer import logs
 from trainer.assembly import Assembly, assemble
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.config import Config, dump_config
+from trainer.consumed import open_recorder
 from trainer.evaluation import Evaluator
 from trainer.feed import open_feed
 from trainer.job import Job
@@ -78,7 +79,8 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
                 telemetry.resumed(trainer.state.step, trainer.state.examples, path, event="init_from")
                 if runtime.is_first:
                     log.info("began with the model of %s, at step %d", path, trainer.state.step)
-            state = trainer.train()
+            with closing(open_recorder(run_dir, config, segments.train, trainer.state.step, runtime)) as recorder:
+                state = trainer.train(recorder)
             if segments.eval and not trainer.stopped_early:
                 evaluator(assembly.model, state)
             return telemetry.finish()

@@ -63,7 +63,8 @@ class Run:
     init_from: Path | None = None
 
 
-def _worker(rank: int, world_size: int, runs: list[Run]) -> list[dict[str, Any] | None]:
+def train_runs(rank: int, world_size: int, runs: list[Run]) -> list[dict[str, Any] | None]:
+    """In one of the ranks: rank 0's results."""
     from trainer.worker import run_worker
 
     results = []
@@ -72,13 +73,17 @@ def _worker(rank: int, world_size: int, runs: list[Run]) -> list[dict[str, Any] 
             RunDir(run.run_dir).prepare(run.resume)
         dist.barrier()
         parent = None if run.init_from is None else str(run.init_from)
-        results.append(run_worker(Job(run.config, str(run.run_dir), Never(), run.resume, parent, threads=1)))
+        results.append(
+            run_worker(
+                Job(run.config, str(run.run_dir), Never(), run.resume, parent, feed_name=run.run_dir.name, threads=1)
+            )
+        )
     return results
 
 
 def train_all(runs: list[Run], world_size: int, timeout: float = 150) -> list[Any]:
     """Rank 0's results of the runs, each to its end, one after the other in one group of N processes."""
-    return run_ranks(_worker, world_size, runs, timeout=timeout)[0]
+    return run_ranks(train_runs, world_size, runs, timeout=timeout)[0]
 
 
 def newest_state(run_dir: Path) -> CheckpointState:
