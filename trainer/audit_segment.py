@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ from trainer.consumed_format import (
     total,
 )
 
+SHOWN = 8  # ranges in a line
 ONCE = "every row is read exactly once an epoch"
 UInt16 = npt.NDArray[np.uint16]
 Bool = npt.NDArray[np.bool_]
@@ -38,16 +40,15 @@ Bool = npt.NDArray[np.bool_]
 @dataclass(frozen=True)
 class Finding:
     """Something that is not as it should be. kind: "missed", "repeated", "ids", "batches", "files" or "record". rows:
-    how many. first, last: rows of the file. line: value → rule → remedy."""
+    how many, repeats counted. ranges: (first, last) rows of the file. line: value → rule → remedy."""
 
     kind: str
     line: str
     segment: str = ""
     epoch: int | None = None
     file: str = ""
-    first: int | None = None
-    last: int | None = None
     rows: int = 0
+    ranges: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,9 @@ class _Told:
         )
 
 
+Parts: TypeAlias = list[tuple[_Told, Part]]
+
+
 class SegmentAuditor:
     """due: {epoch: how far}."""
 
@@ -121,7 +125,7 @@ class SegmentAuditor:
         self._global_batch, self._window_batches = global_batch, window_batches
         self._factors = hashed_columns(schema)
         self._told: list[_Told] = []
-        self._parts: dict[str, list[tuple[_Told, Part]]] = defaultdict(list)
+        self._parts: dict[str, Parts] = defaultdict(list)
         self._shares: dict[int, dict[tuple[int, ...], list[int]]] = defaultdict(dict)
         self.found = SegmentAudit(segment.name)
 
@@ -230,7 +234,7 @@ class SegmentAuditor:
         for epoch, count_R in counts.items():
             due_R = self._due_rows(epoch, begin, footer.rows)
             self.found.not_yet += int(np.count_nonzero((count_R == 0) & ~due_R))
-            self._name(footer, epoch, count_R, due_R)
+            self._name(footer, epoch, count_R, due_R, parts)
 
     def _count(
         self, footer: FileFooter, told: _Told, part: Part, count_R: UInt16, hashes: tuple[UInt64, UInt64] | None
@@ -276,24 +280,35 @@ class SegmentAuditor:
         due_R: Bool = np.arange(begin, begin + rows) < whole * self._global_batch
         return due_R
 
-    def _name(self, footer: FileFooter, epoch: int, count_R: UInt16, due_R: Bool) -> None:
+    def _name(self, footer: FileFooter, epoch: int, count_R: UInt16, due_R: Bool, parts: Parts) -> None:
         """Gaps and repeats of a file."""
-        for first, last in runs_of(np.flatnonzero((count_R == 0) & due_R)):
+        missed = np.flatnonzero((count_R == 0) & due_R)
+        if len(missed):
             self.found.found(
                 "missed",
-                f"{footer.name} rows {first}–{last} were not read",
+                f"{footer.name} rows {in_words(missed)} were not read ({len(missed):,} in all)",
                 ONCE,
-                "train them with --init-from this run, or go back to a checkpoint before",
-                epoch=epoch, file=footer.name, first=first, last=last, rows=last - first + 1,
+                "go back to a checkpoint before, or train them in a run that begins with this one (--init-from)",
+                epoch=epoch, file=footer.name, rows=len(missed), ranges=tuple(runs_of(missed)),
             )  # fmt: skip
-        for first, last in runs_of(np.flatnonzero(count_R > 1)):
-            times = int(count_R[first : last + 1].sum(dtype=np.int64))
+        twice_R = count_R > 1
+        repeated = np.flatnonzero(twice_R)
+        if len(repeated):
+            extra = int(count_R[repeated].sum(dtype=np.int64)) - len(repeated)
+            by = [
+                told.record.steps
+                for told, part in parts
+                if told.epoch == epoch and twice_R[decoded(part, len(twice_R))].any()
+            ]
+            steps = ", ".join(f"{first}–{last}" for first, last in sorted(by)[:SHOWN]) + (
+                " …" if len(by) > SHOWN else ""
+            )
             self.found.found(
                 "repeated",
-                f"{footer.name} rows {first}–{last} were read {times} times in all",
+                f"{footer.name} rows {in_words(repeated)} were read {extra:,} times too often, in steps {steps}",
                 ONCE,
                 "go back to a checkpoint before, or accept their weight",
-                epoch=epoch, file=footer.name, first=first, last=last, rows=times - (last - first + 1),
+                epoch=epoch, file=footer.name, rows=extra, ranges=tuple(runs_of(repeated)),
             )  # fmt: skip
 
     def _check_sums(self, unread: int) -> None:
@@ -338,3 +353,19 @@ def runs_of(rows: Int64) -> Iterator[tuple[int, int]]:
         firsts: Sequence[int] = rows[np.concatenate([[0], breaks + 1])].tolist()
         lasts: Sequence[int] = rows[np.concatenate([breaks, [len(rows) - 1]])].tolist()
         yield from zip(firsts, lasts, strict=True)
+
+
+def in_words(rows: Int64) -> str:
+    """Ranges of ascending numbers, the first few."""
+    ranges = list(runs_of(rows))
+    shown = ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in ranges[:SHOWN])
+    return shown if len(ranges) <= SHOWN else f"{shown} and {len(ranges) - SHOWN:,} ranges more up to {ranges[-1][1]}"
+
+
+def decoded(part: Part, limit: int) -> Int64:
+    """A part's rows below `limit`; none where they are not what they were written as, which is told elsewhere."""
+    try:
+        rows = decode_rows(part.rows)
+    except ValueError:
+        return np.zeros(0, np.int64)
+    return rows[rows < limit]

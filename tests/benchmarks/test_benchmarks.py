@@ -19,12 +19,13 @@ KEYS = {
         "over_plain_pytorch_2_ranks_from_parquet",
     },
     "plan": {"serial_over_parallel", "sixteen_threads_over_parallel", "plan_seconds", "peak_mb"},
+    "recording": {"over_unrecorded"},
     "ingest": {"floor_share", "floor_share_threads", "over_ray_stock", "over_ray_stock_threads"},
 }
 
 
 @pytest.mark.timeout(170)
-@pytest.mark.parametrize("name", ["train_step", "plan", pytest.param("ingest", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["train_step", "plan", pytest.param("recording", marks=pytest.mark.slow), pytest.param("ingest", marks=pytest.mark.slow)])
 def test_a_benchmark_closes_with_its_ratios_and_the_machine(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"tests.benchmarks.{name}", "--tiny"],

@@ -22,9 +22,9 @@ TIMEOUT = 100.0
 
 @dataclass(frozen=True)
 class Kill:
-    """When: once `step` was reached. moment: "step": it is told in metrics.jsonl; "saving": a checkpoint from there on is
-    being written; "committed": one just became complete; "later": `delay` seconds after the step. first: the rank that
-    is killed `delay` seconds before the others; -1 = all at once."""
+    """When: once `step` was reached. moment: "step": it is told in metrics.jsonl; "saving": a checkpoint from there on
+    is being written; "committed": one just became complete; "later": `delay` seconds after the step. first: the rank
+    that is killed `delay` seconds before the others; -1 = all at once."""
 
     step: int
     moment: str
