@@ -115,4 +115,14 @@ def _audit_segment(segment: Segment, account: Account, config: Config, due: Mapp
     auditor = SegmentAuditor(segment, config.schema, data.global_batch, data.window_batches, due)
     for counted, rank, record in account.records(segment.name):
         auditor.take(counted, rank, record)
-    return auditor.close()
+    found = auditor.close()
+    samples = data.sample < 1 or (data.downsampling is not None and data.downsampling.sample)
+    if found.sampled_out and not samples:
+        found.found(
+            "left out",
+            f"{found.sampled_out:,} rows were left out as sampled",
+            "the run file samples nothing",
+            "was it changed since? Keep data.sample and data.downsampling of a run as they are",
+            rows=found.sampled_out,
+        )
+    return found

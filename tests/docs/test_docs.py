@@ -32,6 +32,7 @@ NOT_RUN = {
     "tokenformer train --config trainer/configs/movielens.toml": "takes minutes; docs/real_run.py runs it",
     "tokenformer evaluate --run runs/run --data": "twice the same verb is too slow",
     "python -c": "needs somebody's flat file",
+    "tokenformer audit": "shows a run that was killed, and one whose record was cut; tests/trainer/test_audit.py",
 }
 SHIM = """#!/bin/sh
 exec "{python}" -P -c "from trainer.cli import main; main()" "$@"

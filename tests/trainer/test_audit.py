@@ -219,6 +219,11 @@ def remove_a_segment(run: Path) -> None:
     shutil.rmtree(run.parent / "rows" / "dt=2026-01-02")
 
 
+def stop_sampling(run: Path) -> None:
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace("sample = 0.5", "sample = 1.0"))
+
+
 def add_a_file(run: Path) -> None:
     folder = run.parent / "rows" / "dt=2026-01-01"
     shutil.copy(folder / "part-1.parquet", folder / "part-2.parquet")
@@ -242,6 +247,7 @@ def add_a_file(run: Path) -> None:
         (change_an_id, "one", "files", "its fingerprint is"),
         (drop_a_row, "one", "files", "row 8 of part-1.parquet was trained, which now has 8 rows"),
         (remove_a_file, "one", "files", "part-1.parquet was trained, and is not in the segment any more"),
+        (stop_sampling, "sampled", "left out", "rows were left out as sampled"),
         (add_a_file, "one", "missed", "part-2.parquet rows 0–8 were not read"),
     ],
 )
