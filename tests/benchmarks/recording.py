@@ -50,8 +50,8 @@ TINY = Plan(Shape(rows=256, row_group_rows=64, global_batch=16, mean_length=5, l
 
 
 def measure(path: Path, plan: Plan) -> dict[str, Any]:
-    """{"steps": {contestant: steps a CPU second of each round}, "recorder": CPU ms a step, "bytes": a row, "audit": rows a
-    CPU second}."""
+    """{"steps": {contestant: steps a CPU second of each round}, "recorder": CPU ms a step, "bytes": of record a row,
+    "audit": rows a CPU second}."""
     config = run_config(plan.shape, path)
     segments = find_segments(config.data).train
     with start(300, machine.cores()) as runtime:
