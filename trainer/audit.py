@@ -48,8 +48,13 @@ def audit_run(run: Path) -> RunAudit:
     config = config_of(run_dir)
     path = run_dir.require_latest()
     state = read_state(path, read_commit(path))
-    account = account_of(run_dir.consumed, state.step)
-    found = RunAudit(str(run), state.step, state.step - account.first_step, len(account.attempts))
+    return audit_lineage(run_dir, config, state.step, state.position)
+
+
+def audit_lineage(run_dir: RunDir, config: Config, step: int, position: Position | None) -> RunAudit:
+    """Of a checkpoint that holds the steps up to `step`, the last of which trained the batch at `position`."""
+    account = account_of(run_dir.consumed, step)
+    found = RunAudit(str(run_dir.path), step, step - account.first_step, len(account.attempts))
     found.findings += [Finding("record", problem) for problem in account.problems]
     wanted = find_segments(config.data).train
     there = {segment.name: segment for segment in list_segments(config.data.rows)}
@@ -59,7 +64,7 @@ def audit_run(run: Path) -> RunAudit:
             line = f"segment '{name}' was trained, and is not there any more → audit reads its files → restore it"
             found.findings.append(Finding("files", line, name))
             continue
-        due = due_of(name, names, state.position, account, config)
+        due = due_of(name, names, position, account, config)
         found.segments.append(_audit_segment(there[name], account, config, due))
     return found
 

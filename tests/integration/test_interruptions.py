@@ -11,6 +11,7 @@ import pytest
 
 from tests.integration.command import TORCHRUN, Command, Ended, latest_step, ran, started, write_run_file
 from tests.trainer.runs import differing, newest_state, saved_tensors
+from trainer.audit import audit_run
 from trainer.checkpoint.state import CheckpointState
 from trainer.metrics.streaming import TaskMetrics
 
@@ -54,8 +55,18 @@ def assert_every_step_is_told_once(run_dir: Path) -> None:
     assert steps == sorted(set(steps))
 
 
+def assert_every_row_was_read_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run files name their rows from the folder where training was started."""
+    monkeypatch.chdir(run.parent)
+    found = audit_run(run)
+    assert [finding.line for finding in found.all_findings] == []
+    assert found.attempts >= 2
+
+
 @pytest.mark.timeout(400)
-def test_ctrl_c_sigterm_and_kill_leave_a_run_that_goes_on_to_the_bit(tmp_path: Path) -> None:
+def test_ctrl_c_sigterm_and_kill_leave_a_run_that_goes_on_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One process: stopped by Ctrl-C, resumed; stopped by SIGTERM, resumed; killed, resumed to the end. With dropout,
     whose randomness has to be found again, and shuffled epochs."""
     write_run_file(tmp_path, data=ENDLESS | {"order": "shuffle"}, checkpoint={"every_steps": 3}, model={"dropout": 0.2})
@@ -91,10 +102,13 @@ def test_ctrl_c_sigterm_and_kill_leave_a_run_that_goes_on_to_the_bit(tmp_path: P
     assert [int(name.removeprefix("step_")) for name in newest_state(run).resumed_from] == [first, second, third]
     assert_same_run(run, tmp_path / "reference")
     assert_every_step_is_told_once(run)
+    assert_every_row_was_read_once(run, monkeypatch)
 
 
 @pytest.mark.timeout(500)
-def test_two_ranks_under_ray_and_torchrun_are_one_run_that_either_may_go_on_with(tmp_path: Path) -> None:
+def test_two_ranks_under_ray_and_torchrun_are_one_run_that_either_may_go_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ray's workers are stopped by SIGTERM; torchrun's go on, are stopped by Ctrl-C, and go on to the end. Reference
     is torchrun alone; one process comes to the same within rounding."""
     write_run_file(tmp_path, data=ENDLESS, checkpoint={"every_steps": 3})
@@ -125,3 +139,4 @@ def test_two_ranks_under_ray_and_torchrun_are_one_run_that_either_may_go_on_with
         assert ended.code == 0, ended.err
     assert_same_run(run, tmp_path / "reference")
     assert differing(saved_tensors(run), saved_tensors(tmp_path / "alone"), tolerance=1e-3) == []
+    assert_every_row_was_read_once(run, monkeypatch)

@@ -73,11 +73,7 @@ def train_runs(rank: int, world_size: int, runs: list[Run]) -> list[dict[str, An
             RunDir(run.run_dir).prepare(run.resume)
         dist.barrier()
         parent = None if run.init_from is None else str(run.init_from)
-        results.append(
-            run_worker(
-                Job(run.config, str(run.run_dir), Never(), run.resume, parent, feed_name=run.run_dir.name, threads=1)
-            )
-        )
+        results.append(run_worker(Job(run.config, str(run.run_dir), Never(), run.resume, parent, threads=1)))
     return results
 
 

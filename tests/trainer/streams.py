@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from pipelines.batch import QUARANTINED, Batch
+from pipelines.batch import QUARANTINED, Batch, Position
+from pipelines.segments import find_segments
+from pipelines.stream import ThreadExecutor, batches
+from pipelines.windows import Pass
 from tests.trainer.runs import Run, train_runs
 from trainer import feed
+from trainer.consumed import open_recorder
+from trainer.run_dir import RunDir
 
 Wrapper = Callable[[list[Batch]], list[Batch]]
 
@@ -72,6 +78,23 @@ def quarantined(whole: list[Batch]) -> list[Batch]:
     return [whole[0], replace(batch, status=status, fields=fields, weights=weights), *whole[2:]]
 
 
+def record(wrapper: Wrapper, run: Run) -> Position:
+    """The record of a run over such a stream, as the loop has it written; nothing is trained. Returns the position."""
+    run_dir = RunDir(run.run_dir)
+    run_dir.prepare("never")
+    segments = find_segments(run.config.data).train
+    pass_ = Pass(run.config.schema, run.config.data, segments, run.config.train.seed)
+    alone: Any = SimpleNamespace(rank=0, world_size=1, is_first=True)
+    recorder = open_recorder(run_dir, run.config, segments, 0, alone)
+    whole = wrapper(list(batches(pass_, 1, 0, None, ThreadExecutor())))
+    for step, batch in enumerate(whole, 1):
+        recorder.trained(step, batch)
+    recorder.ended(len(whole))
+    recorder.flush()
+    recorder.close()
+    return whole[-1].position
+
+
 class _Wrapped(Iterator[Batch]):
     def __init__(self, stream: Any, wrapper: Wrapper) -> None:
         self._batches = iter(wrapper(list(stream)))
@@ -83,17 +106,10 @@ class _Wrapped(Iterator[Batch]):
         """All was read at the beginning."""
 
 
-def train_wrapped(rank: int, world_size: int, runs: list[tuple[Wrapper | None, Run]]) -> None:
-    """Runs, each over a stream of its own kind: None = as it is, by Ray."""
+def train_wrapped(rank: int, world_size: int, runs: list[tuple[Wrapper, Run]]) -> None:
+    """Runs, each over a stream of its own kind."""
     honest = feed.batches
     for wrapper, run in runs:
-        if wrapper is None:
-            import ray
-
-            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-            train_runs(rank, world_size, [run])
-            ray.shutdown()
-            continue
         feed.batches = lambda *args, wrapper=wrapper: _Wrapped(honest(*args), wrapper)  # type: ignore[assignment, misc]
         train_runs(rank, world_size, [run])
         feed.batches = honest
