@@ -25,7 +25,15 @@ KEYS = {
 
 
 @pytest.mark.timeout(170)
-@pytest.mark.parametrize("name", ["train_step", "plan", pytest.param("recording", marks=pytest.mark.slow), pytest.param("ingest", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train_step",
+        "plan",
+        pytest.param("recording", marks=pytest.mark.slow),
+        pytest.param("ingest", marks=pytest.mark.slow),
+    ],
+)
 def test_a_benchmark_closes_with_its_ratios_and_the_machine(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"tests.benchmarks.{name}", "--tiny"],
