@@ -21,6 +21,8 @@ from tests.trainer.runs import Run, tiny_config, train_all
 from trainer.audit import RunAudit, audit_lineage, audit_run
 from trainer.audit_lineage import account_of
 from trainer.audit_verb import audit, closing_line, consumers_of, find, runs_below
+from trainer.cli import cli
+from trainer.cli_boundary import guarded
 from trainer.consumed_format import file_name
 from trainer.errors import CheckpointError, ConfigError, RunDataError
 from trainer.run_dir import RunDir
@@ -312,6 +314,25 @@ def test_the_verb_prints_a_table_and_raises_what_it_found(
         audit(str(own), as_json=False)
     with pytest.raises(CheckpointError, match=r"no config\.toml"):
         audit(str(tmp_path), as_json=False)
+
+
+def test_exit_codes(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """0 fine, 2 usage, 3 rows missed or repeated, 5 no run."""
+    (tmp_path / "nothing").mkdir()
+    expected = {
+        ("--run", str(runs / "one")): 0,
+        (): 2,
+        ("--run", str(runs / "one"), "--find", "all"): 2,
+        ("--find", "2026-01-02", "--runs", str(tmp_path / "nowhere")): 2,
+        ("--run", str(runs / "dropped")): 3,
+        ("--run", str(tmp_path / "nothing")): 5,
+    }
+    found = {
+        arguments: guarded(lambda arguments=arguments: cli.main(["audit", *arguments], standalone_mode=False))
+        for arguments in expected
+    }
+    assert found == expected
+    assert "error: segment '2026-01-01', epoch 0: batches 1–1 were not trained" in capsys.readouterr().err
 
 
 def test_the_runs_that_consumed_a_segment_are_named(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
