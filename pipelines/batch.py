@@ -17,6 +17,7 @@ Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
 Int8 = npt.NDArray[np.int8]
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 Array = npt.NDArray[Any]
 
 TRAINED, SAMPLED_OUT, QUARANTINED = 0, 1, 2  # `Batch.status`
@@ -35,11 +36,11 @@ class TableIds:
 class FieldIds:
     """One column's values as positions in its table's unique ids.
 
-    inverse: int64 [V]. lengths: int32 [P] values per position, or None where every position has exactly one (V = P).
+    inverse: int32 [V]. lengths: int32 [P] values per position, or None where every position has exactly one (V = P).
     """
 
     table: str
-    inverse: Int64
+    inverse: Int32
     lengths: Int32 | None = None
 
 
@@ -69,7 +70,8 @@ class Batch:
     candidate_lengths: int32 [R]; all zero in `history` supervision.
     times:             {history: int64 [ΣT]} event times in microseconds.
     clocks, action_clocks: {history: int64 [ΣT]}: an action is known at position p iff action_clock < clock(p). The
-                       event times, or running indices where the schema orders ties.
+                       event times, or running indices where the schema orders ties. The very arrays of `times` where
+                       they are the same.
     request_time, request_clock: int64 [R]: of the request (candidates' clock).
     labels, weights:   {task: float32 [S]}: weight 0 (and label 0) where null, outside the task's space, sampled out,
                        quarantined, context or filler. Weights are the loss's.

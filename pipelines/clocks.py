@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.bad_rows import Bad
 from pipelines.batch import Int64
 from pipelines.decode import Rows
 from pipelines.hashing import mix
-from pipelines.schema import MISSING_ID, History, Schema
+from pipelines.schema import MISSING_ID, Schema
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,11 @@ class Clocks:
     request_clock: Int64
 
 
-def read_clocks(rows: Rows, schema: Schema) -> tuple[Clocks, list[str]]:
-    """Clocks as `pipelines.batch.Batch` describes them, and a line for each history that is not oldest first."""
+def read_clocks(rows: Rows, schema: Schema) -> Clocks:
+    """Clocks as `pipelines.batch.Batch` describes them, of histories that are oldest first (`unordered`)."""
     kept = {name: _newest(offsets, None) for name, offsets in rows.offsets.items()}
     kept |= {f"history.{n}": _newest(rows.offsets[f"history.{n}"], h.max_length) for n, h in schema.histories.items()}
     times = {name: rows.columns[history.time].values for name, history in schema.histories.items()}
-    problems = [
-        line for name, history in schema.histories.items() for line in _unordered(rows, name, history, times[name])
-    ]
     request_time = _request_times(rows, schema, kept, times)
     clocks, action_clocks = dict(times), {}
     request_clock = request_time
@@ -58,7 +56,25 @@ def read_clocks(rows: Rows, schema: Schema) -> tuple[Clocks, list[str]]:
             else:
                 known = clocks[name]
         action_clocks[name] = known
-    return Clocks(kept, times, clocks, action_clocks, request_time, request_clock), problems
+    return Clocks(kept, times, clocks, action_clocks, request_time, request_clock)
+
+
+def unordered(rows: Rows, schema: Schema, path: str) -> list[Bad]:
+    """The rows whose histories are not oldest first. rows: of one file."""
+    found = []
+    for name, history in schema.histories.items():
+        if history.time not in rows.columns:
+            continue
+        times_P, offsets = rows.columns[history.time].values, rows.offsets[f"history.{name}"]
+        falls = times_P[1:] < times_P[:-1]
+        begins = offsets[1:-1]
+        falls[begins[(begins > 0) & (begins < len(times_P))] - 1] = False
+        if falls.any():
+            bad_R = np.unique(rows.rows_of(f"history.{name}", np.flatnonzero(falls) + 1))
+            words = ["an earlier time after a later one"] * len(bad_R)
+            rule, remedy = "histories are oldest first", "reverse or sort the lists"
+            found.append(Bad.of(history.time, bad_R, words, rule, remedy, path, rows.row))
+    return found
 
 
 def request_ids(rows: Rows, schema: Schema, request_time: Int64) -> Int64:
@@ -96,20 +112,6 @@ def hide_unknown_actions(rows: Rows, schema: Schema, clocks: Clocks) -> None:
 def _newest(offsets: Int64, limit: int | None) -> Kept:
     lengths = np.diff(offsets) if limit is None else np.minimum(np.diff(offsets), limit)
     return Kept(offsets[1:] - lengths, lengths)
-
-
-def _unordered(rows: Rows, name: str, history: History, times_P: Int64) -> list[str]:
-    offsets = rows.offsets[f"history.{name}"]
-    falls = times_P[1:] < times_P[:-1]
-    begins = offsets[1:-1]
-    falls[begins[(begins > 0) & (begins < len(times_P))] - 1] = False
-    if not falls.any():
-        return []
-    where = rows.name(rows.row_of(f"history.{name}", int(np.flatnonzero(falls)[0]) + 1))
-    return [
-        f"column '{history.time}' holds an earlier time after a later one in {where} → histories are oldest first"
-        " → reverse or sort the lists"
-    ]
 
 
 def _request_times(rows: Rows, schema: Schema, kept: dict[str, Kept], times: dict[str, Int64]) -> Int64:

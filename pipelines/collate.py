@@ -1,6 +1,6 @@
 """Some rows of a decoded window to a `Batch`: gathers over flat arrays, no padding, no per-row Python.
 
-Sizes as in pipelines.batch; D: all positions or values of a window's column.
+Sizes as in pipelines.batch; C: columns that hold ids; G: groups, 0 = static.
 """
 
 from __future__ import annotations
@@ -9,74 +9,135 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.batch import Array, Batch, FieldIds, Float32, Int32, Int64, Position, TableIds
+from pipelines.batch import Array, Batch, FieldIds, Float32, Int64, Position, TableIds
 from pipelines.clocks import Clocks
-from pipelines.decode import Rows, Values
-from pipelines.factorize import factorize
+from pipelines.compiled import address
+from pipelines.decode import Rows
+from pipelines.kernels import gather
 from pipelines.schema import INPUT_ROLES, TABLE_KINDS, Schema
-from pipelines.supervision import Supervision, supervised_group
+from pipelines.supervision import Supervision
+from pipelines.unique_kernel import SCRATCH, count_values, unique_values
+
+
+@dataclass(frozen=True)
+class IdColumns:
+    """Where a window's ids are, for the kernels. names: table by table. values, inner_starts, inner_lengths: addresses
+    (inner: of `ids` columns, else 0); group: [C] index into the groups; first: [T + 1] first column of each table.
+    alive: the arrays behind the addresses."""
+
+    tables: tuple[str, ...]
+    names: tuple[str, ...]
+    values: Int64
+    inner_starts: Int64
+    inner_lengths: Int64
+    group: Int64
+    first: Int64
+    alive: tuple[Array, ...]
 
 
 @dataclass(frozen=True)
 class WindowArrays:
-    """All a window's batches are gathered from. unique: {table: int64 [U of the window]}, ascending; codes: {column:
-    int64 [D], place of each id in its table's `unique`}; starts: {`ids` column: int64 [D] first value of each
-    position}; user, request: [R of the window]."""
+    """All a window's batches are gathered from. groups: names of those with lists, after "" for static. dense: input
+    columns of kinds dense and vector, and their groups. user, request: [R of the window]."""
 
     schema: Schema
     rows: Rows
     clocks: Clocks
-    unique: dict[str, Int64]
-    codes: dict[str, Int64]
-    starts: dict[str, Int64]
+    groups: tuple[str, ...]
+    ids: IdColumns
+    dense: dict[str, str]
     supervision: Supervision
     user: Int64
     request: Int64
 
 
-def unique_tables(rows: Rows, schema: Schema) -> tuple[dict[str, Int64], dict[str, Int64]]:
-    """(unique ids of each table over all of its columns, each column's places among them)."""
-    unique: dict[str, Int64] = {}
-    codes: dict[str, Int64] = {}
-    for table, columns in schema.table_columns().items():
-        parts = [rows.columns[column].values for column in columns]
-        unique[table], inverse = factorize(np.concatenate(parts))
-        codes |= dict(zip(columns, np.split(inverse, np.cumsum([len(part) for part in parts])[:-1]), strict=True))
-    return unique, codes
+@dataclass
+class Taken:
+    """The rows of one batch: starts, lengths, total of each group's positions. [G, R], [G, R], [G]"""
+
+    row_R: Int64
+    groups: tuple[str, ...]
+    starts_GR: Int64
+    lengths_GR: Int64
+    totals: list[int]
+
+    def of(self, values: Array, group: str) -> Array:
+        """These rows' values of a column."""
+        if not group:
+            return values[self.row_R]
+        g = self.groups.index(group)
+        return gather(values, self.starts_GR[g], self.lengths_GR[g], self.totals[g])
+
+
+def window_arrays(
+    schema: Schema, rows: Rows, clocks: Clocks, supervision: Supervision, user: Int64, request: Int64
+) -> WindowArrays:
+    """What is the same for all batches of a window."""
+    inputs = {name: spec for name, spec in schema.columns.items() if spec.role in INPUT_ROLES}
+    dense = {name: spec.group for name, spec in inputs.items() if spec.kind not in TABLE_KINDS}
+    groups = ("", *clocks.kept)
+    return WindowArrays(
+        schema, rows, clocks, groups, _id_columns(schema, rows, groups), dense, supervision, user, request
+    )
+
+
+def _id_columns(schema: Schema, rows: Rows, groups: tuple[str, ...]) -> IdColumns:
+    tables = schema.table_columns()
+    names = [name for columns in tables.values() for name in columns]
+    values_C, starts_C, lengths_C = [], [], []
+    alive: list[Array] = []
+    for name in names:
+        column = rows.columns[name]
+        values = np.ascontiguousarray(column.values)
+        alive.append(values)
+        values_C.append(address(values))
+        if column.lengths is None:
+            starts_C.append(0)
+            lengths_C.append(0)
+        else:
+            lengths = np.ascontiguousarray(column.lengths)
+            starts = np.cumsum(lengths) - lengths
+            alive += [starts, lengths]
+            starts_C.append(address(starts))
+            lengths_C.append(address(lengths))
+    place = {group: index for index, group in enumerate(groups)}
+    group_C = [place[schema.columns[name].group] for name in names]
+    first_T = np.cumsum([0, *(len(columns) for columns in tables.values())])
+    values, starts, lengths, group = (np.array(part, np.int64) for part in (values_C, starts_C, lengths_C, group_C))
+    return IdColumns(tuple(tables), tuple(names), values, starts, lengths, group, first_T, tuple(alive))
 
 
 def collate(window: WindowArrays, row_R: Int64, position: Position, filler: bool = False) -> Batch:
     """The batch of these rows of the window, in this order. filler: no row counts: weights and counts are 0."""
     schema, rows, clocks = window.schema, window.rows, window.clocks
-    positions = {"": row_R}
-    lengths: dict[str, Int32] = {}
-    for group, kept in clocks.kept.items():
-        lengths_R = kept.lengths[row_R]
-        lengths[group] = lengths_R.astype(np.int32)
-        positions[group] = ragged_positions(kept.starts[row_R], lengths_R)
-    tables, fields = _fields(window, positions, filler)
+    taken = _take(window, row_R)
+    tables, fields = _fields(window, taken, filler)
     histories = list(schema.histories)
-    events = {name: positions[f"history.{name}"] for name in histories}
-    taught, supervised = window.supervision, positions.get(supervised_group(schema), row_R[:0])
-    weights = _gather(taught.weights, supervised, filler)
+    lengths = {group: taken.lengths_GR[g].astype(np.int32) for g, group in enumerate(window.groups) if group}
+    times = _of_histories(taken, clocks.times, {})
+    running = _of_histories(taken, clocks.clocks, {id(clocks.times[name]): times[name] for name in histories})
+    known = {id(clocks.times[name]): times[name] for name in histories}
+    known |= {id(clocks.clocks[name]): running[name] for name in histories}
+    taught = window.supervision
+    weights = _supervised(window, taken, taught.weights, filler)
     corrected = taught.metric_weights is not taught.weights
     return Batch(
         position=position,
         rows=len(row_R),
         tables=tables,
         fields=fields,
-        dense=_dense(schema, rows, positions),
+        dense={name: taken.of(rows.columns[name].values, group) for name, group in window.dense.items()},
         history_lengths={name: lengths[f"history.{name}"] for name in histories},
         candidate_lengths=lengths.get("candidates", np.zeros(len(row_R), np.int32)),
-        times={name: clocks.times[name][events[name]] for name in histories},
-        clocks={name: clocks.clocks[name][events[name]] for name in histories},
-        action_clocks={name: clocks.action_clocks[name][events[name]] for name in histories},
+        times=times,
+        clocks=running,
+        action_clocks=_of_histories(taken, clocks.action_clocks, known),
         request_time=clocks.request_time[row_R],
         request_clock=clocks.request_clock[row_R],
-        labels=_gather(taught.labels, supervised, filler),
+        labels=_supervised(window, taken, taught.labels, filler),
         weights=weights,
-        metric_weights=_gather(taught.metric_weights, supervised, filler) if corrected else weights,
-        offsets=_gather(taught.offsets, supervised, filler),
+        metric_weights=_supervised(window, taken, taught.metric_weights, filler) if corrected else weights,
+        offsets=_supervised(window, taken, taught.offsets, filler),
         status=taught.status[row_R],
         user=window.user[row_R],
         request=window.request[row_R],
@@ -86,65 +147,64 @@ def collate(window: WindowArrays, row_R: Int64, position: Position, filler: bool
     )
 
 
-def _gather(values: dict[str, Float32], position_S: Int64, filler: bool) -> dict[str, Float32]:
-    """Of each task, at these positions; zeros in a filler."""
-    return {t: np.zeros(len(position_S), np.float32) if filler else v[position_S] for t, v in values.items()}
+def _take(window: WindowArrays, row_R: Int64) -> Taken:
+    kept = window.clocks.kept
+    shape = (len(window.groups), len(row_R))
+    starts_GR, lengths_GR = np.empty(shape, np.int64), np.empty(shape, np.int64)
+    for g, group in enumerate(window.groups):
+        starts_GR[g] = kept[group].starts[row_R] if group else row_R
+        lengths_GR[g] = kept[group].lengths[row_R] if group else 1
+    return Taken(row_R, window.groups, starts_GR, lengths_GR, lengths_GR.sum(1).tolist())
 
 
-def ragged_positions(starts_R: Int64, lengths_R: Int64) -> Int64:
-    """starts[0], starts[0] + 1, … lengths[0] of them, then those of the next row, and so on."""
-    ends_R = np.cumsum(lengths_R)
-    total = int(ends_R[-1]) if len(ends_R) else 0
-    positions: Int64 = np.arange(total) + np.repeat(starts_R - (ends_R - lengths_R), lengths_R)
-    return positions
+def _of_histories(taken: Taken, values: dict[str, Int64], gathered: dict[int, Int64]) -> dict[str, Int64]:
+    """Of each history, positions in a batch. gathered: by identity, what another column's gathering has made
+    already."""
+    return {
+        name: gathered[id(column)] if id(column) in gathered else taken.of(column, f"history.{name}")
+        for name, column in values.items()
+    }
 
 
-def _fields(
-    window: WindowArrays, positions: dict[str, Int64], filler: bool
-) -> tuple[dict[str, TableIds], dict[str, FieldIds]]:
+def _supervised(window: WindowArrays, taken: Taken, values: dict[str, Float32], filler: bool) -> dict[str, Float32]:
+    """Of each task, at the supervised positions; zeros in a filler."""
+    group = window.schema.supervised_group
+    if group not in taken.groups:
+        return {task: np.zeros(0, np.float32) for task in values}
+    found = {task: taken.of(column, group) for task, column in values.items()}
+    return {task: np.zeros_like(column) for task, column in found.items()} if filler else found
+
+
+def _fields(window: WindowArrays, taken: Taken, filler: bool) -> tuple[dict[str, TableIds], dict[str, FieldIds]]:
+    """Unique ids of each table, and every column's places among them. Slices of three arrays."""
+    ids = window.ids
+    group_starts, group_lengths = taken.starts_GR, taken.lengths_GR
+    ends_C, ends_T = np.empty(len(ids.names), np.int64), np.empty(len(ids.tables), np.int64)
+    count_values(ids.inner_starts, ids.inner_lengths, ids.group, group_starts, group_lengths, ends_C)
+    total = int(ends_C[-1]) if len(ends_C) else 0
+    bounds_T = np.append(0, ends_C)[ids.first]
+    ids_V, counts_V, wide, narrow = SCRATCH.room(total, int(np.diff(bounds_T).max(initial=0)))
+    inverse_V = np.empty(total, np.int32)
+    unique_values(
+        ids.values, ids.inner_starts, ids.inner_lengths, ids.group, ids.first, group_starts, group_lengths, ends_C,
+        wide, narrow, inverse_V, ids_V, counts_V, ends_T,
+    )  # fmt: skip
+    used = int(ends_T[-1]) if len(ends_T) else 0
+    ids_U, counts_U = ids_V[:used].copy(), np.zeros(used, np.int64) if filler else counts_V[:used].copy()
     tables, fields = {}, {}
-    for table, columns in window.schema.table_columns().items():
-        codes, lengths = [], []
-        for column in columns:
-            values, inner = _gather_ids(window, column, positions[window.schema.columns[column].group])
-            codes.append(values)
-            lengths.append(inner)
-        unique_U, inverse, counts_U = _renumber(np.concatenate(codes), window.unique[table])
-        tables[table] = TableIds(unique_U, np.zeros_like(counts_U) if filler else counts_U)
-        bounds = np.cumsum([len(part) for part in codes])[:-1]
-        for column, part, inner in zip(columns, np.split(inverse, bounds), lengths, strict=True):
-            fields[column] = FieldIds(table, part, inner)
+    begin = 0
+    for table, end in zip(ids.tables, ends_T.tolist(), strict=True):
+        tables[table] = TableIds(ids_U[begin:end], counts_U[begin:end])
+        begin = end
+    begin, c = 0, 0
+    ends, firsts = ends_C.tolist(), ids.first.tolist()
+    for t, table in enumerate(ids.tables):
+        for c in range(firsts[t], firsts[t + 1]):
+            name = ids.names[c]
+            inner = window.rows.columns[name].lengths
+            lengths = None
+            if inner is not None:
+                lengths = taken.of(inner, taken.groups[ids.group[c]]).astype(np.int32)
+            fields[name] = FieldIds(table, inverse_V[begin : ends[c]], lengths)
+            begin = ends[c]
     return tables, fields
-
-
-def _gather_ids(window: WindowArrays, column: str, position_P: Int64) -> tuple[Int64, Int32 | None]:
-    """(codes [V], lengths [P] of an `ids` column)."""
-    inner = window.rows.columns[column].lengths
-    if inner is None:
-        return window.codes[column][position_P], None
-    lengths_P = inner[position_P]
-    value_V = ragged_positions(window.starts[column][position_P], lengths_P)
-    return window.codes[column][value_V], lengths_P.astype(np.int32)
-
-
-def _renumber(codes_V: Int64, ids: Int64) -> tuple[Int64, Int64, Int64]:
-    """(ids that occur [U], ascending; place of each code among them [V]; occurrences [U]). A scatter table instead of a
-    sort."""
-    present = np.zeros(len(ids), bool)
-    present[codes_V] = True
-    used_U = np.flatnonzero(present)
-    place = np.empty(len(ids), np.int64)
-    place[used_U] = np.arange(len(used_U))
-    inverse_V = place[codes_V]
-    return ids[used_U], inverse_V, np.bincount(inverse_V, minlength=len(used_U)).astype(np.int64)
-
-
-def _dense(schema: Schema, rows: Rows, positions: dict[str, Int64]) -> dict[str, Float32]:
-    inputs = {name: c for name, c in schema.columns.items() if c.role in INPUT_ROLES and c.kind not in TABLE_KINDS}
-    return {name: rows.columns[name].values[positions[spec.group]] for name, spec in inputs.items()}
-
-
-def inner_starts(column: Values) -> Array:
-    """First value of each position of an `ids` column."""
-    assert column.lengths is not None
-    return np.cumsum(column.lengths) - column.lengths

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.arrow_arrays import Bool
+from pipelines.bad_rows import Bad
 from pipelines.batch import Float32, Int64
 from pipelines.config import Downsampling
-from pipelines.decode import Bool, Rows
-from pipelines.errors import DataError
+from pipelines.decode import Rows
 from pipelines.hashing import derive_seed, mix
 from pipelines.schema import Schema
 
@@ -85,13 +86,16 @@ def find_rates(
     rows: Rows, schema: Schema, settings: Downsampling | None, request_R: Int64, offsets: Int64, evaluation: bool
 ) -> Correction | None:
     """The correction of these rows' supervised positions; None where there is nothing to correct: no settings, or the
-    evaluation of a log that only training samples. Raises DataError where a rate is not in (0, 1]."""
+    evaluation of a log that only training samples."""
     if settings is None or (settings.sample and evaluation):
         return None
     count = int(offsets[-1])
     row_P = np.repeat(np.arange(rows.count), np.diff(offsets))
     if settings.rate_column:
-        return Correction(np.ones(count, bool), _column_rates(rows, schema, settings.rate_column, row_P), None)
+        listed = bool(schema.columns[settings.rate_column].group)
+        labelled_P = _labelled(rows, {task.label for task in schema.tasks.values() if task.label}, count)
+        rates = _column_rates(rows, settings.rate_column, listed, row_P, labelled_P)
+        return Correction(np.ones(count, bool), rates, None)
     negative = {label: _is_zero(rows, label) for label in settings.negative_rates}
     rate_P = np.ones(count, np.float32)
     kept_P = np.ones(count, bool)
@@ -117,18 +121,34 @@ def _is_zero(rows: Rows, label: str) -> Bool:
     return zero
 
 
-def _column_rates(rows: Rows, schema: Schema, name: str, row_P: Int64) -> Float32:
-    column, listed = rows.columns[name], bool(schema.columns[name].group)
+def _column_rates(rows: Rows, name: str, listed: bool, row_P: Int64, labelled_P: Bool) -> Float32:
+    """The example's own rate; 1 where nothing is observed."""
+    values = rows.columns[name].values
+    rates: Float32 = np.where(labelled_P, values if listed else values[row_P], np.float32(1))
+    return rates
+
+
+def bad_rates(rows: Rows, schema: Schema, settings: Downsampling | None, path: str) -> list[Bad]:
+    """The rows in which the rate of a labelled example is not in (0, 1]. rows: of one file."""
+    name = settings.rate_column if settings else ""
+    group = schema.supervised_group
+    labels = {task.label for task in schema.tasks.values() if task.label}
+    if not name or group not in rows.offsets or not {name, *labels} <= rows.columns.keys():
+        return []
+    row_P = np.repeat(np.arange(rows.count), np.diff(rows.offsets[group]))
+    listed, column = bool(schema.columns[name].group), rows.columns[name]
     rate_P = column.values if listed else column.values[row_P]
     null_P = column.null if listed else column.null[row_P]
-    labelled_P = np.zeros(len(row_P), bool)
-    for label in {task.label for task in schema.tasks.values() if task.label}:
+    at_P = np.flatnonzero(_labelled(rows, labels, len(row_P)) & (null_P | ~((rate_P > 0) & (rate_P <= 1))))
+    if not len(at_P):
+        return []
+    bad_R, first = np.unique(row_P[at_P], return_index=True)
+    words = ["null" if null_P[at] else f"{rate_P[at]:g}" for at in at_P[first]]
+    return [Bad.of(name, bad_R, words, "keep rates are in (0, 1]", "fix the log", path, rows.row)]
+
+
+def _labelled(rows: Rows, labels: set[str], count: int) -> Bool:
+    labelled_P = np.zeros(count, bool)
+    for label in labels:
         labelled_P |= ~rows.columns[label].null
-    bad_P = labelled_P & (null_P | ~((rate_P > 0) & (rate_P <= 1)))
-    if bad_P.any():
-        at = int(np.flatnonzero(bad_P)[0])
-        value = "null" if null_P[at] else f"{rate_P[at]:g}"
-        where = rows.name(int(row_P[at]))
-        raise DataError(f"column '{name}' holds {value} in {where} → keep rates are in (0, 1] → fix the log")
-    rates: Float32 = np.where(labelled_P, rate_P, np.float32(1))
-    return rates
+    return labelled_P

@@ -14,12 +14,10 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from pipelines.arrow_arrays import nulls_of, one_array, raw_values
 from pipelines.schema import MISSING_ID
 
-FNV_OFFSET = np.uint64(0xCBF29CE484222325)
-FNV_PRIME = np.uint64(0x100000001B3)
 GOLDEN = 0x9E3779B97F4A7C15
 ArrowArray: TypeAlias = pa.Array | pa.ChunkedArray
 
@@ -56,17 +54,16 @@ def permutation(count: int, seed: int) -> npt.NDArray[np.int64]:
 
 def hash_strings(array: ArrowArray) -> npt.NDArray[np.int64]:
     """FNV-1a 64 of each string (string, large_string, or a dictionary of them); null → MISSING_ID."""
-    array = _one_array(array)
+    array = one_array(array)
     if not pa.types.is_dictionary(array.type):
-        array = array.dictionary_encode()
-    hashes_D = _fnv1a(array.dictionary.cast(pa.large_string()))
-    missing = array.dictionary.null_count
-    if missing:
-        hashes_D[np.asarray(array.dictionary.is_null())] = MISSING_ID
-    hashes_D = np.append(hashes_D, np.int64(MISSING_ID))
-    codes = pc.fill_null(array.indices.cast(pa.int64()), len(hashes_D) - 1)
-    hashes: npt.NDArray[np.int64] = hashes_D[codes.to_numpy(zero_copy_only=False)]
-    return hashes
+        return _hash_plain(array)
+    hashes_D = np.append(_hash_plain(array.dictionary), np.int64(MISSING_ID))
+    codes = raw_values(array.indices)
+    if codes is None:
+        codes = array.indices.to_numpy()
+    if array.indices.null_count:
+        codes = np.where(nulls_of(array.indices), len(hashes_D) - 1, codes)
+    return hashes_D[codes]
 
 
 def ids_of(array: ArrowArray) -> npt.NDArray[np.int64]:
@@ -74,48 +71,43 @@ def ids_of(array: ArrowArray) -> npt.NDArray[np.int64]:
 
     Raises TypeError for any other Arrow type.
     """
-    array = _one_array(array)
+    array = one_array(array)
     kind = array.type
-    if pa.types.is_dictionary(kind) and not _is_string(kind.value_type):
-        return ids_of(array.dictionary_decode())
-    if pa.types.is_dictionary(kind) or _is_string(kind):
+    if pa.types.is_dictionary(kind):
+        return hash_strings(array) if _is_string(kind.value_type) else ids_of(array.dictionary_decode())
+    if _is_string(kind):
         return hash_strings(array)
     if pa.types.is_null(kind):
         return np.full(len(array), MISSING_ID)
-    if pa.types.is_uint64(kind):
-        array = array.view(pa.int64())
-    elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-        array = array.cast(pa.int64())
-    else:
+    if pa.types.is_boolean(kind):
+        array = array.cast(pa.int8())
+    values = raw_values(array) if not pa.types.is_floating(kind) else None
+    if values is None:
         raise TypeError(f"ids of Arrow type {kind} → ids are integers, booleans or strings")
-    filled = array.fill_null(MISSING_ID) if array.null_count else array
-    result: npt.NDArray[np.int64] = filled.to_numpy()
-    return result
-
-
-def _one_array(array: ArrowArray) -> pa.Array:
-    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    ids: npt.NDArray[np.int64]
+    ids = values.view(np.int64) if values.dtype == np.uint64 else values.astype(np.int64, copy=False)
+    return np.where(nulls_of(array), np.int64(MISSING_ID), ids) if array.null_count else ids
 
 
 def _is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _fnv1a(strings: pa.LargeStringArray) -> npt.NDArray[np.int64]:
-    """One pass per byte position over the strings still that long: they are sorted by length, so these are a prefix."""
+def _hash_plain(strings: pa.Array) -> npt.NDArray[np.int64]:
+    """Of strings that are no dictionary."""
+    from pipelines.kernels import fnv1a  # noqa: PLC0415 - many need `mix` alone
+
+    missing = nulls_of(strings) if strings.null_count else None
+    if not pa.types.is_string(strings.type):
+        strings = strings.cast(pa.large_string())
+    width = np.int32 if pa.types.is_string(strings.type) else np.int64
     _, offsets, data = strings.buffers()
     count = len(strings)
-    hashes = np.full(count, FNV_OFFSET)
-    if count == 0 or data is None or data.size == 0:
-        return hashes.view(np.int64)
-    bounds = np.frombuffer(offsets, np.int64)[strings.offset : strings.offset + count + 1]
-    octets = np.frombuffer(data, np.uint8)
-    lengths = np.diff(bounds)
-    order = np.argsort(-lengths, kind="stable")
-    starts, sorted_lengths = bounds[:-1][order], lengths[order]
-    running = hashes[order]
-    ends = np.searchsorted(-sorted_lengths, -np.arange(1, int(sorted_lengths[0]) + 1), side="right")
-    for position, alive in enumerate(ends):
-        running[:alive] = (running[:alive] ^ octets[starts[:alive] + position]) * FNV_PRIME
-    hashes[order] = running
-    return hashes.view(np.int64)
+    bounds = np.zeros(count + 1, np.int64)
+    if count and offsets is not None:
+        bounds = np.frombuffer(offsets, width, count + 1, strings.offset * width().itemsize).astype(np.int64)
+    octets = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
+    hashes = fnv1a(bounds, octets)
+    if missing is not None:
+        hashes[missing] = MISSING_ID
+    return hashes

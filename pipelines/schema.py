@@ -38,6 +38,7 @@ class Column(Frozen):
     source: column of the event log that `data prepare` fills it from; by default the column's own name.
     boundaries: of a bucket, ascending: n of them make n + 1 buckets, a value on a boundary belongs to the one above.
     size:   floats of a vector.
+    max_id: of id and ids columns of integers: larger ids, and negative ones, are bad rows; absent = any 64-bit id.
     default: value where a file lacks the column, as older files do; without one every file must have it.
     train_only: known in training only (the position of an ad).
     serve_as: of a train_only column: what stands in its place in evaluation and serving.
@@ -51,6 +52,7 @@ class Column(Frozen):
     source: str = ""
     boundaries: tuple[float, ...] = ()
     size: int = Field(default=0, ge=0)
+    max_id: int | None = Field(default=None, ge=0)
     default: int | float | str | None = None
     train_only: bool = False
     serve_as: int | float | str | None = None
@@ -109,6 +111,11 @@ class Schema(Frozen):
     columns: dict[str, Column] = {}
     histories: dict[str, History] = {}
     tasks: dict[str, Task] = {}
+
+    @property
+    def supervised_group(self) -> str:
+        """Group of the labels."""
+        return "candidates" if self.supervision == "candidates" else f"history.{self.supervised_history}"
 
     def static(self) -> dict[str, Column]:
         """Columns without a group, in file order."""

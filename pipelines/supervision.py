@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.batch import SAMPLED_OUT, TRAINED, Float32, Int8, Int64
+from pipelines.arrow_arrays import Bool
+from pipelines.batch import QUARANTINED, SAMPLED_OUT, TRAINED, Float32, Int8, Int64
 from pipelines.config import Data
-from pipelines.decode import Bool, Rows
+from pipelines.decode import Rows
 from pipelines.downsampling import find_rates
 from pipelines.hashing import mix
 from pipelines.schema import Schema
@@ -28,16 +29,11 @@ class Supervision:
     status: Int8
 
 
-def supervised_group(schema: Schema) -> str:
-    """Group of the labels."""
-    return "candidates" if schema.supervision == "candidates" else f"history.{schema.supervised_history}"
-
-
 def supervise(rows: Rows, schema: Schema, data: Data, request_R: Int64, evaluation: bool = False) -> Supervision:
-    """Labels and weights of each task. A row that does not count keeps its place with weight 0. Raises
-    DataError where a keep rate is none."""
+    """Labels and weights of each task. A row that does not count keeps its place with weight 0."""
     status_R = np.where(_sampled(request_R, data.sample), TRAINED, SAMPLED_OUT).astype(np.int8)
-    offsets = rows.offsets.get(supervised_group(schema), np.zeros(rows.count + 1, np.int64))
+    status_R[rows.quarantined] = QUARANTINED
+    offsets = rows.offsets.get(schema.supervised_group, np.zeros(rows.count + 1, np.int64))
     counts_P = np.repeat(status_R == TRAINED, np.diff(offsets))
     correction = find_rates(rows, schema, data.downsampling, request_R, offsets, evaluation)
     if correction is not None:

@@ -15,7 +15,6 @@ from pipelines.downsampling import check_downsampling
 from pipelines.footers import read_columns
 from pipelines.schema import INPUT_ROLES, Schema
 from pipelines.schema_check import check_schema
-from pipelines.supervision import supervised_group
 from trainer.config_sections import Launch, Optim
 
 
@@ -78,7 +77,7 @@ def _data(data: Data) -> list[str]:
 
 
 def _downsampling(schema: Schema, data: Data) -> list[str]:
-    return list(check_downsampling(schema, data.downsampling, supervised_group(schema)))
+    return list(check_downsampling(schema, data.downsampling, schema.supervised_group))
 
 
 def _gate(schema: Schema, data: Data) -> list[str]:

@@ -39,8 +39,8 @@ class StepInfo:
 
 @dataclass
 class FieldIndex:
-    """A column's values as positions [V] in its table's rows; `segments` [V] gives the position of each value where a
-    position may have other than one, and `lengths` [P] how many it has."""
+    """A column's values as positions [V] in its table's rows, int32 on their way to the device; `segments` [V] gives
+    the position of each value where a position may have other than one, and `lengths` [P] how many it has."""
 
     inverse: torch.Tensor
     lengths: torch.Tensor | None = None

@@ -75,7 +75,7 @@ class Assemble(nn.Module):
             dense = batch.dense[column]
             return dense.unsqueeze(1) if dense.dim() == 1 else dense
         index = batch.fields[column]
-        values_VW = rows[self._layout.table_of[column]].index_select(0, index.inverse)
+        values_VW = rows[self._layout.table_of[column]].index_select(0, index.inverse.long())
         return values_VW if index.segments is None else _mean(values_VW, index)
 
 

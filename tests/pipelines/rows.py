@@ -99,7 +99,7 @@ def make_rows(count: int, seed: int) -> list[dict[str, Any]]:
                 "age": maybe(random_.choice([17.0, 18.0, 29.5, 50.0, 70.0, float("nan")])),
                 "tags": maybe([random_.randint(-3, 3) for _ in range(random_.randint(0, 3))]),
                 "profile": maybe([random_.random() for _ in range(3)]),
-                "score": maybe(random_.choice([0.5, float("nan"), -2.0])),
+                "score": maybe(random_.choice([0.5, 7.0, -2.0])),
                 "slot": random_.randint(1, 4),
                 "time": request,
                 "v_item": [maybe(random_.randint(0, 30), 0.1) for _ in views],

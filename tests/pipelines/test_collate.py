@@ -11,12 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.batch import Batch
-from pipelines.carry import carry_window, deal
-from pipelines.collate import ragged_positions
+from pipelines.carry import carry_window
 from pipelines.errors import DataError
-from pipelines.factorize import factorize
 from pipelines.reading import Reading
-from pipelines.schema import MISSING_ID, Schema
+from pipelines.schema import Schema
 from pipelines.segments import Segment
 from pipelines.windows import Pass
 from tests.pipelines.reference import assert_batch_equals
@@ -188,36 +186,3 @@ def test_all_bad_columns_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         batches_of(path, make_schema())
     assert len(caught.value.problems) >= 3
-
-
-def test_dealing_is_even() -> None:
-    lengths = np.random.default_rng(0).integers(1, 100, 64)
-    for world_size in (1, 2, 3, 7):
-        ranks = deal(lengths, world_size)
-        counts = np.bincount(ranks, minlength=world_size)
-        loads = np.bincount(ranks, lengths, minlength=world_size)
-        assert counts.max() - counts.min() <= 1
-        assert loads.max() - loads.min() <= 2 * lengths.max()
-
-
-def test_factorize_is_numpys_unique() -> None:
-    generator = np.random.default_rng(0)
-    for ids in (
-        np.zeros(0, np.int64),
-        np.array([MISSING_ID, 5, MISSING_ID, -1]),
-        generator.integers(-(2**63), 2**63 - 1, 5000),
-        generator.zipf(1.3, 5000).astype(np.int64),
-        np.repeat(np.arange(700) << 32, 9),
-        np.arange(3000) << 50,
-        generator.integers(0, 4000, 5000) + MISSING_ID,  # close together, at both ends of the range
-        2**63 - 1 - generator.integers(0, 4000, 5000),
-    ):
-        unique, inverse = factorize(ids)
-        wanted, wanted_inverse = np.unique(ids, return_inverse=True)
-        assert unique.tolist() == wanted.tolist()
-        assert inverse.tolist() == wanted_inverse.tolist()
-
-
-def test_ragged_positions() -> None:
-    assert ragged_positions(np.array([5, 0, 9]), np.array([2, 0, 3])).tolist() == [5, 6, 9, 10, 11]
-    assert ragged_positions(np.array([], np.int64), np.array([], np.int64)).tolist() == []
