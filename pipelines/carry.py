@@ -9,17 +9,12 @@ from dataclasses import replace
 import numpy as np
 
 from pipelines.batch import Batch, Float64, Int64
-from pipelines.clocks import hide_unknown_actions, read_clocks, request_ids, unordered
+from pipelines.clocks import hide_unknown_actions, read_clocks, request_ids
 from pipelines.collate import WindowArrays, collate, window_arrays
-from pipelines.config import Data
-from pipelines.decode import complete, concatenate, decode_table
-from pipelines.downsampling import bad_rates
-from pipelines.errors import DataError
 from pipelines.kernels import deal_by_cost
-from pipelines.read import read_window
+from pipelines.load import load_rows
 from pipelines.reading import Reading, RowCost
 from pipelines.retries import counting_retries
-from pipelines.schema import Schema
 from pipelines.supervision import supervise
 from pipelines.windows import Window
 
@@ -28,11 +23,10 @@ def carry_window(window: Window, reading: Reading, world_size: int, ranks: Itera
     """{rank: its batch of each of the window's global batches}, for the ranks asked for.
 
     A rank that is dealt no row gets a filler: the global batch's first row without weight. Raises DataError, naming
-    file, row, column and value of what is wrong, all columns at once.
+    file, row, column and value of what is wrong, all columns at once; see `load_rows` for bad rows in quarantine.
     """
-    schema = reading.schema
     with counting_retries() as retried:
-        arrays = load_window(window, schema, reading.data)
+        arrays = load_window(window, reading)
     order = window.order()
     cost_R = row_costs(arrays, reading.cost)
     batches: dict[int, list[Batch]] = {rank: [] for rank in ranks}
@@ -70,24 +64,14 @@ def row_costs(arrays: WindowArrays, cost: RowCost) -> Float64:
     return costs_R
 
 
-def load_window(window: Window, schema: Schema, data: Data) -> WindowArrays:
+def load_window(window: Window, reading: Reading) -> WindowArrays:
     """The window's rows in reading order, with all that batches are gathered from. Raises DataError."""
-    parts, problems = [], []
-    for table, path, file, row in read_window(window, schema, data.read_retries):
-        part, bad = decode_table(table, schema, path, file, row)
-        bad += unordered(part, schema, path)
-        bad += bad_rates(part, schema, data.downsampling, path)
-        problems += [each.line for each in bad]
-        parts.append(part)
-    if problems:
-        raise DataError(list(dict.fromkeys(problems)))
-    for part in parts:
-        complete(part, schema, window.evaluation)
-    rows = concatenate(parts)
+    schema = reading.schema
+    rows = load_rows(window, reading)
     clocks = read_clocks(rows, schema)
     if schema.supervision == "candidates":
         hide_unknown_actions(rows, schema, clocks)
     request = request_ids(rows, schema, clocks.request_time)
-    supervision = supervise(rows, schema, data, request, window.evaluation)
+    supervision = supervise(rows, schema, reading.data, request, window.evaluation)
     user = rows.columns[schema.user].values
     return window_arrays(schema, rows, clocks, supervision, user, request)

@@ -54,9 +54,11 @@ class Rows:
         return found
 
 
-def decode_table(table: pa.Table, schema: Schema, path: str, file: int, row: Int64) -> tuple[Rows, list[Bad]]:
+def decode_table(
+    table: pa.Table, schema: Schema, path: str, file: int, row: Int64, blank: Bool | None = None
+) -> tuple[Rows, list[Bad]]:
     """The rows of one file's table, and what is bad about them, column by column. Columns that the file lacks are
-    filled by `complete`, columns with bad rows are left out."""
+    filled by `complete`, columns with bad rows are left out. blank: rows [R] whose nulls are not bad."""
     count = len(table)
     rows = Rows(count, {}, {}, np.full(count, file, np.int32), row, no_nulls(count))
     bad: list[Bad] = []
@@ -83,6 +85,9 @@ def decode_table(table: pa.Table, schema: Schema, path: str, file: int, row: Int
             continue
         if fault is None and name == schema.user:
             fault = _nulls(values.null, "every row names its user")
+        if fault is not None and blank is not None and not spec.group:
+            positions = fault[0][~blank[fault[0]]]
+            fault = (positions, *fault[1:]) if len(positions) else None
         if fault is None:
             rows.columns[name] = values
             if (spec.kind == "id" or (spec.kind == "ids" and spec.max_id is not None)) and _holds_integers(array.type):
@@ -225,25 +230,30 @@ def _vectors(array: pa.Array, size: int) -> tuple[Values, Fault | None]:
 
 
 def _times(array: pa.Array, unit: str) -> tuple[Values, Fault | None]:
-    null = nulls_of(array)
+    null, kind = nulls_of(array), array.type
     fault = _nulls(null, "every event and request has its time")
-    if pa.types.is_null(array.type):
+    if pa.types.is_null(kind):
         return Values(np.zeros(len(array), np.int64), null), fault
-    scale = MICROSECONDS[unit]
-    if pa.types.is_integer(array.type):
-        numbers = raw_values(array)
-        assert numbers is not None
+    if pa.types.is_integer(kind):
+        numbers, scale = _numbers_in(array, null), MICROSECONDS[unit]
         limit = (2**63 - 1) // scale
-        if fault is None and len(numbers) and (numbers.max() > limit or numbers.min() < -limit):
-            beyond = np.flatnonzero((numbers > limit) | (numbers < -limit))
-            fault = beyond, lambda at: str(numbers[at]), f"a time in {unit} is at most ±{limit}"
+        narrow = numbers.itemsize < 8 and scale * 2**32 < 2**63
+        beyond = np.zeros(0, np.int64) if narrow else np.flatnonzero((numbers > limit) | (numbers < -limit))
+        if fault is None and len(beyond):
+            words = {int(at): str(numbers[at]) for at in beyond}
+            fault = beyond, words.__getitem__, f"a time in {unit} is at most ±{limit}"
         return Values(numbers.astype(np.int64, copy=False) * scale, null), fault
-    if not (pa.types.is_timestamp(array.type) or pa.types.is_date(array.type)):
+    if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
         raise TypeError("times are timestamps or integers")
-    micros = array.cast(pa.timestamp("us", getattr(array.type, "tz", None)), safe=False).cast(pa.int64())
-    values = raw_values(micros)
+    micros = array.cast(pa.timestamp("us", getattr(kind, "tz", None)), safe=False).cast(pa.int64())
+    return Values(_numbers_in(micros, null), null), fault
+
+
+def _numbers_in(array: pa.Array, null: Bool) -> Array:
+    """0 where null."""
+    values = raw_values(array)
     assert values is not None
-    return Values(values, null), fault
+    return np.where(null, values.dtype.type(0), values) if array.null_count else values
 
 
 def _nulls(null: Bool, rule: str) -> Fault | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import groupby
 
@@ -18,14 +18,18 @@ from pipelines.schema import Schema
 from pipelines.storage import open_file
 from pipelines.windows import Stretch, Window
 
+Unreadable = Callable[[Stretch, str], pa.Table]
+
 
 def read_window(
-    window: Window, schema: Schema, retries: int = READ_RETRIES
+    window: Window, schema: Schema, retries: int = READ_RETRIES, unreadable: Unreadable | None = None
 ) -> Iterator[tuple[pa.Table, str, int, Int64]]:
     """(table, path, index of the file, row numbers in it) for each run of stretches of one file, in the window's order.
 
-    Columns that a file lacks are absent from its table. retries: after transient errors of the store. Raises DataError
-    when a file cannot be read, naming file, row group and column where it can be told.
+    Columns that a file lacks are absent from its table. retries: after transient errors of the store. unreadable: makes
+    the table of a stretch that is there and cannot be decoded, called with the reason just before it is yielded; the
+    file then comes stretch by stretch. Raises DataError when a file cannot be read, naming file, row group and column
+    where it can be told.
     """
     wanted = set(read_columns(schema))
     for file, group in groupby(window.stretches, key=lambda stretch: stretch.file):
@@ -34,8 +38,32 @@ def read_window(
         try:
             table = retrying(partial(_read, path, stretches, wanted), f"'{path}'", retries)
         except (OSError, pa.ArrowException) as error:
-            raise DataError(_blame(path, stretches, wanted, error)) from error
-        yield table, path, file, np.concatenate([np.arange(s.start + s.first, s.start + s.last) for s in stretches])
+            if unreadable is None or _may_come_back(error):
+                raise DataError(_blame(path, stretches, wanted, error)) from error
+        else:
+            yield table, path, file, np.concatenate([_row_numbers(stretch) for stretch in stretches])
+            continue
+        for stretch in stretches:
+            yield _read_or_replace(path, stretch, wanted, retries, unreadable), path, file, _row_numbers(stretch)
+
+
+def _row_numbers(stretch: Stretch) -> Int64:
+    return np.arange(stretch.start + stretch.first, stretch.start + stretch.last)
+
+
+def _may_come_back(error: Exception) -> bool:
+    """Whether it is the store's doing, or a file's that is not there: its rows are not bad."""
+    return is_transient(error) or isinstance(error, FileNotFoundError | PermissionError)
+
+
+def _read_or_replace(path: str, stretch: Stretch, wanted: set[str], retries: int, unreadable: Unreadable) -> pa.Table:
+    try:
+        return retrying(partial(_read, path, [stretch], wanted), f"'{path}'", retries)
+    except (OSError, pa.ArrowException) as error:
+        lines = _blame(path, [stretch], wanted, error)
+        if _may_come_back(error):
+            raise DataError(lines) from error
+        return unreadable(stretch, "; ".join(line.partition(" → ")[0] for line in lines))
 
 
 def _read(path: str, stretches: list[Stretch], wanted: set[str]) -> pa.Table:

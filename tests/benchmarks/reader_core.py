@@ -75,11 +75,11 @@ def measure(folder: Path, pass_: Pass, rounds: int) -> dict[str, list[float]]:
     """{stage: CPU seconds per million rows, round by round}, each stage with those before it."""
     windows = list(pass_.windows_from())
     rows = sum(window.rows for window in windows)
-    schema, data = pass_.schema, pass_.data
+    schema = pass_.schema
     stages: dict[str, Callable[[], Iterator[object]]] = {
         "floor: pyarrow alone": lambda: bare_scan(folder),
         "read": lambda: (len(table) for window in windows for table, *_ in read_window(window, schema)),
-        "read, decode": lambda: (len(load_window(window, schema, data).user) for window in windows),
+        "read, decode": lambda: (len(load_window(window, pass_.reading).user) for window in windows),
         "batches": lambda: (len(carry_window(window, pass_.reading, 1, [0])) for window in windows),
         "batches of 8 ranks": lambda: (len(carry_window(window, pass_.reading, 8, range(8))) for window in windows),
     }
