@@ -156,6 +156,10 @@ class Data(Frozen):
     read_retries:  a read that meets a transient error of the store (a timeout, a lost connection, throttling) is tried
                    again so often, with growing waits.
     gate:          what a segment must be like to be trained; absent = anything.
+    on_bad_row:    a row that the schema does not allow, or that cannot be read: "fail" names its file, row, column and
+                   value; "quarantine" gives it weight 0 and writes it down, with the reason, in the run's quarantine/.
+    max_bad_share: beyond this share of bad rows the run fails; of the rows read since it began or resumed, from the
+                   10,000th on and at the end of each segment.
     prepare:       how `data prepare` makes the rows from an event log; `train` does it where the rows are absent.
     synth:         how `data synth` makes the log; `train` does it where rows and log are absent.
     """
@@ -174,5 +178,7 @@ class Data(Frozen):
     read_retries: int = Field(default=READ_RETRIES, ge=0)
     downsampling: Downsampling | None = None
     gate: Gate | None = None
+    on_bad_row: Literal["fail", "quarantine"] = "fail"
+    max_bad_share: float = Field(default=0.01, ge=0, le=1)
     prepare: Prepare | None = None
     synth: Synth | None = None

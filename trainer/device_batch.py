@@ -21,7 +21,8 @@ class StepInfo:
     """What all ranks agreed about one global batch, one step ahead.
 
     step: optimizer step it will be trained as, from 1. examples: per task, positions with a weight, over all ranks.
-    weight_sums: per task, Σ w over all ranks. data_through: newest event time in it, microseconds.
+    weight_sums: per task, Σ w over all ranks. data_through: newest event time in it, microseconds. quarantined: of its
+    rows, over all ranks.
     """
 
     step: int
@@ -30,6 +31,7 @@ class StepInfo:
     examples: tuple[int, ...]
     weight_sums: tuple[float, ...]
     data_through: int
+    quarantined: int = 0
 
     @property
     def total_examples(self) -> int:

@@ -15,6 +15,7 @@ from torch import nn
 
 from embeddings.idmap import IdMapper
 from pipelines.footer_cache import FooterCache
+from pipelines.reading import BY_LENGTH, RowCost
 from pipelines.segments import Segment
 from pipelines.stream import Executor
 from pipelines.windows import Pass
@@ -52,14 +53,25 @@ class Evaluator:
         executor: Executor,
         telemetry: Telemetry,
         cache: FooterCache | None = None,
+        quarantine: str = "",
+        cost: RowCost = BY_LENGTH,
     ) -> None:
         self._config, self._segments, self._mapper, self._cache = config, segments, mapper, cache
         self._runtime, self._executor, self._telemetry = runtime, executor, telemetry
+        self._quarantine, self._cost = quarantine, cost
 
     def __call__(self, model: nn.Module, state: TrainState, rows: int = 0) -> EvalRecord:
         """rows: stop after about so many, 0 = all. The model must be detached from its training pipeline."""
         config, started = self._config, time.perf_counter()
-        pass_ = Pass(config.schema, config.data, self._segments, shuffle=False, cache=self._cache)
+        pass_ = Pass(
+            config.schema,
+            config.data,
+            self._segments,
+            shuffle=False,
+            cache=self._cache,
+            quarantine=self._quarantine,
+            cost=self._cost,
+        )
         feed = open_feed(pass_, None, self._executor, self._mapper, self._runtime, train=False)
         limit = -(-rows // config.data.global_batch) if rows else None
         try:

@@ -10,10 +10,11 @@ import torch
 import torch.distributed as dist
 
 from embeddings.idmap import IdMapper
-from pipelines.batch import Batch, Position
+from pipelines.batch import QUARANTINED, Batch, Position
 from pipelines.errors import DataError
 from pipelines.stream import BatchStream, Executor, batches
 from pipelines.windows import Pass
+from trainer.bad_share import BadShare
 from trainer.device_batch import RequestBatch, StepInfo, wrap
 from trainer.runtime import Runtime
 
@@ -23,6 +24,7 @@ class Feed(Iterator[RequestBatch]):
 
     batches: this rank's, None = there are none left. step: of the last optimizer step done; the next batch is for the
     one after it. wants: (stop, save): what this rank would like; any rank's wish becomes all ranks' at the same step.
+    bad_share: fails the run where too many rows are bad, on all ranks.
     wait_seconds: time spent waiting for the reader since it was last reset. read_retries: of this rank's batches.
     stopping, saving: what was agreed.
     """
@@ -36,10 +38,11 @@ class Feed(Iterator[RequestBatch]):
         step: int = 0,
         train: bool = True,
         wants: Callable[[], tuple[bool, bool]] = lambda: (False, False),
+        bad_share: BadShare | None = None,
     ) -> None:
         self._batches, self._mapper, self._tasks = batches, mapper, tasks
         self._runtime, self._train, self._wants = runtime, train, wants
-        self._step = step
+        self._step, self._bad_share = step, bad_share
         self.wait_seconds = 0.0
         self.read_retries = 0
         self.stopping = False
@@ -81,6 +84,8 @@ class Feed(Iterator[RequestBatch]):
             raise DataError("another rank's reader failed → its own line says why → mend that and resume")
         if ended:
             assert ended == self._runtime.world_size, "plans give every rank the same number of batches"
+            if self._bad_share is not None:
+                self._bad_share.end()
             return None
         assert batch is not None
         self.read_retries += batch.retries
@@ -94,20 +99,24 @@ class Feed(Iterator[RequestBatch]):
             examples=tuple(int(n) for n in totals[k : 2 * k]),
             weight_sums=tuple(totals[:k]),
             data_through=data_through,
+            quarantined=int(totals[2 * k + 1]),
         )
+        if self._bad_share is not None:
+            self._bad_share.add(self._info.rows, self._info.quarantined, batch.position.name)
         return batch
 
     def _agree(self, batch: Batch | None, error: Exception | None) -> tuple[list[float], int]:
-        """[Σ w per task, labelled positions per task, rows, failed, ended, stop, save], summed over ranks; newest event
-        time."""
-        sums = np.zeros(2 * len(self._tasks) + 5)
+        """[Σ w per task, labelled positions per task, rows, quarantined, failed, ended, stop, save], summed over ranks;
+        newest event time."""
+        sums = np.zeros(2 * len(self._tasks) + 6)
         newest = np.iinfo(np.int64).min
         if batch is not None:
             for k, task in enumerate(self._tasks):
                 weights = batch.weights[task]
                 sums[k] = weights.sum(dtype=np.float64)
                 sums[len(self._tasks) + k] = np.count_nonzero(weights)
-            sums[-5] = 0 if batch.filler else batch.rows
+            if not batch.filler:
+                sums[-6:-4] = batch.rows, np.count_nonzero(batch.status == QUARANTINED)
             newest = newest_time(batch)
         sums[-4:] = error is not None, batch is None and error is None, *self._wants()
         if self._runtime.world_size > 1:
@@ -141,4 +150,6 @@ def open_feed(
     start = None if done is None else pass_.position_after(done)
     over = done is not None and start is None
     stream = None if over else batches(pass_, runtime.world_size, runtime.rank, start, executor)
-    return Feed(stream, mapper, tuple(pass_.schema.tasks), runtime, step, train, wants)
+    folder = pass_.reading.quarantine
+    bad_share = BadShare(pass_.data.max_bad_share, folder) if folder else None
+    return Feed(stream, mapper, tuple(pass_.schema.tasks), runtime, step, train, wants, bad_share)

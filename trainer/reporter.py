@@ -133,6 +133,7 @@ class Reporter:
             lifetime=reduced.values("lifetime"),
             data_through=state.data_through,
             bad_steps=self._gate.bad_steps,
+            quarantined_rows=state.quarantined_rows,
             epoch=position.epoch,
             segment=position.name,
             seconds_left=max(0, self._batches_left) * seconds / steps,

@@ -3,6 +3,7 @@
     config.toml (resolved, a valid --config) · plan.txt plan.json · env.json · train.log
     metrics.jsonl · tensorboard/ · consumed/ · profiles/ gate.json (with [data.gate])
     plan_cache/ (footers of the data; may be removed between runs)
+    quarantine/ (bad rows, where data.on_bad_row says so)
     checkpoints/step_00002000/ (complete only when its COMMIT file exists)
 
 A path of a file system that every rank sees. Files are replaced whole (temporary file, fsync, rename), so that a reader
@@ -73,6 +74,7 @@ class RunDir:
         self.plan_cache = self.path / "plan_cache"
         self.profiles = self.path / "profiles"
         self.gate = self.path / "gate.json"
+        self.quarantine = self.path / "quarantine"
         self.checkpoints = self.path / "checkpoints"
 
     def prepare(self, resume: Resume) -> Path | None:

@@ -15,13 +15,14 @@ from trainer.recommender import Outputs
 
 @dataclass(frozen=True)
 class TrainState:
-    """step: optimizer steps done, bad ones included. examples: supervised positions with a label. data_through: newest
-    event time trained on, microseconds. position: of the last global batch trained; None before the first. lineage:
-    checkpoints gone on from."""
+    """step: optimizer steps done, bad ones included. examples: supervised positions with a label. quarantined_rows: of
+    `rows`, those that were bad. data_through: newest event time trained on, microseconds. position: of the last global
+    batch trained; None before the first. lineage: checkpoints gone on from."""
 
     step: int = 0
     examples: int = 0
     rows: int = 0
+    quarantined_rows: int = 0
     data_through: int = 0
     position: Position | None = None
     lineage: tuple[str, ...] = ()
@@ -34,6 +35,7 @@ class TrainState:
             step=info.step,
             examples=self.examples + info.total_examples,
             rows=self.rows + info.rows,
+            quarantined_rows=self.quarantined_rows + info.quarantined,
             data_through=max(self.data_through, info.data_through),
             position=info.position,
         )
@@ -50,18 +52,24 @@ class TrainState:
             world_size=world_size,
             bad_steps=bad_steps,
             resumed_from=self.lineage,
-            extra={"data_through": self.data_through, "metrics": metrics},
+            extra={
+                "data_through": self.data_through,
+                "quarantined_rows": self.quarantined_rows,
+                "metrics": metrics,
+            },
         )
 
     @staticmethod
     def from_checkpoint(saved: CheckpointState, path: Path) -> TrainState:
         """Where the run that saved it stood."""
-        through = saved.extra["data_through"]
+        through, quarantined = saved.extra["data_through"], saved.extra.get("quarantined_rows", 0)
         assert isinstance(through, int)
+        assert isinstance(quarantined, int)
         return TrainState(
             step=saved.step,
             examples=saved.examples,
             rows=saved.rows,
+            quarantined_rows=quarantined,
             data_through=through,
             position=saved.position,
             lineage=(*saved.resumed_from, path.name),

@@ -30,6 +30,7 @@ from trainer.job import Job
 from trainer.loop import Trainer
 from trainer.machine import environment
 from trainer.reporter import Reporter
+from trainer.row_cost import row_cost
 from trainer.run_dir import RunDir
 from trainer.runtime import Runtime, start
 from trainer.shared_segments import shared_segments
@@ -147,7 +148,9 @@ def _join(
     config = job.config
     run_dir = RunDir(job.run_dir)
     cache = FooterCache(run_dir.plan_cache)
-    pass_ = Pass(config.schema, config.data, train, config.train.seed, cache=cache)
+    quarantine = str(run_dir.quarantine) if config.data.on_bad_row == "quarantine" else ""
+    cost = row_cost(assembly.layout.spec, config.model)
+    pass_ = Pass(config.schema, config.data, train, config.train.seed, quarantine=quarantine, cost=cost, cache=cache)
     checkpointer = Checkpointer(run_dir, config.checkpoint, runtime.control)
     reporter = Reporter(config, runtime, telemetry, checkpointer, assembly.optimizer, assembly.gate)
 
@@ -163,6 +166,8 @@ def _join(
         _executor(config.data, job.feed_name, "eval", None),
         telemetry,
         cache,
+        quarantine,
+        cost,
     )
     trainer = Trainer(
         config,

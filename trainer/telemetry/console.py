@@ -22,6 +22,8 @@ def train_line(record: TrainRecord) -> str:
         parts.append(f"wait {100 * record.data_wait_seconds / record.step_seconds:.0f} %")
     if record.bad_steps:
         parts.append(f"{record.bad_steps} bad {'step' if record.bad_steps == 1 else 'steps'}")
+    if record.quarantined_rows:
+        parts.append(f"{record.quarantined_rows} bad {'row' if record.quarantined_rows == 1 else 'rows'} set aside")
     if record.checkpoint_age_seconds is not None:
         parts.append(f"checkpoint {duration(record.checkpoint_age_seconds)} ago")
     if record.seconds_left is not None:

@@ -33,6 +33,7 @@ METRICS = (
     Metric("steps_total", "counter", "", "Optimizer steps since the model's birth"),
     Metric("examples_total", "counter", "", "Supervised positions with a label since the model's birth, all ranks"),
     Metric("rows_total", "counter", "", "Request rows since the model's birth, all ranks"),
+    Metric("quarantined_rows_total", "counter", "", "Of these, bad rows that were set aside"),
     Metric("bad_steps_total", "counter", "", "Steps skipped for a NaN or infinite loss or gradient"),
     Metric(
         "read_retries_total", "counter", "", "Reads tried again after a transient error of the store, since this start"

@@ -21,7 +21,7 @@ from trainer.telemetry.records import EvalRecord, TrainRecord, finite
 def train_line(record: TrainRecord) -> dict[str, Any]:
     """Keys of kind train."""
     keys = ("loss", "examples_per_second", "rows_per_second", "step_seconds", "data_wait_seconds", "grad_norm")
-    more = ("learning_rate", "rows", "epoch", "segment", "data_through", "bad_steps")
+    more = ("learning_rate", "rows", "epoch", "segment", "data_through", "bad_steps", "quarantined_rows")
     return {key: getattr(record, key) for key in (*keys, *more)} | {
         "tasks": {task: task_values(values) for task, values in record.tasks.items()},
         "lifetime": {task: task_values(values) for task, values in record.lifetime.items()},

@@ -56,6 +56,7 @@ class Prometheus:
         self._raise_to("steps_total", record.step)
         self._raise_to("examples_total", record.examples)
         self._raise_to("rows_total", record.rows)
+        self._raise_to("quarantined_rows_total", record.quarantined_rows)
         self._raise_to("bad_steps_total", record.bad_steps)
         self._raise_to("read_retries_total", record.read_retries)
         self._set("loss", record.loss)

@@ -15,12 +15,12 @@ from trainer.metrics.values import TaskValues
 class TrainRecord:
     """Over all ranks, since the last log where nothing else is said.
 
-    step, examples, rows, bad_steps: since the model's birth. loss: mean of the good steps. step_seconds: mean wall time
-    of a step;
-    data_wait_seconds: mean of it spent waiting for a batch. grad_norm: dense, before clipping. tasks: before each
-    update; lifetime: the same since the model's birth. data_through: newest event time trained on, microseconds since
-    1970. read_retries: reads tried again after a transient error of the store, since this process began. seconds_left:
-    to the end of the data or max_steps. checkpoint_age_seconds: since the newest checkpoint.
+    step, examples, rows, bad_steps, quarantined_rows: since the model's birth. loss: mean of the good steps.
+    step_seconds: mean wall time of a step; data_wait_seconds: mean of it spent waiting for a batch. grad_norm: dense,
+    before clipping. tasks: before each update; lifetime: the same since the model's birth. data_through: newest event
+    time trained on, microseconds since 1970. read_retries: reads tried again after a transient error of the store,
+    since this process began. seconds_left: to the end of the data or max_steps. checkpoint_age_seconds: since the
+    newest checkpoint.
     """
 
     step: int
@@ -37,6 +37,7 @@ class TrainRecord:
     rows: int = 0
     data_through: int | None = None
     bad_steps: int = 0
+    quarantined_rows: int = 0
     seconds_left: float | None = None
     checkpoint_age_seconds: float | None = None
     epoch: int = 0
