@@ -7,6 +7,8 @@ constant.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from numpy.polynomial import Polynomial
 
 from model.config import Model
@@ -27,23 +29,21 @@ def row_cost(spec: InputSpec, config: Model) -> RowCost:
     acts = any(history.action for history in spec.histories) and not merges_actions(spec, config)
     events = Polynomial([0, 2 if acts else 1])
     every = events + (fields + (2 if spec.supervision == "candidates" else 1))
-    outputs = _outputs(every, spec, config)
-    inputs = [every, *outputs[:-1]]
-    total = events * (dim * sum(field.width for field in spec.event))
-    for taken, put_out in zip(inputs, outputs, strict=True):
+    needed = _needed(every, events, spec, config)
+    gaps = (2 if spec.supervision == "candidates" else 1) if config.time_gaps else 0
+    total = Polynomial([0.0, dim * (sum(field.width for field in (*spec.event, *spec.action)) + gaps)])
+    for taken, put_out in pairwise(needed):
         weights = (3 if config.gated else 2) * dim**2 + 3 * dim * config.hidden_dim
         total += taken * (2 * dim**2) + put_out * weights + put_out * taken * (2 * dim)
     fixed, linear, quadratic = [*total.coef.tolist(), 0.0, 0.0][:3]
     return RowCost(fixed, linear, quadratic)
 
 
-def _outputs(every: Polynomial, spec: InputSpec, config: Model) -> list[Polynomial]:
-    """Tokens that each layer puts out, bottom up."""
-    windows = config.layer_windows
-    if spec.supervision == "history":
-        return [every] * len(windows)
-    needed, outputs = Polynomial([1.0]), []
-    for window in reversed(windows):
-        outputs.append(needed)
-        needed = every if window is None else needed + (window - 1)
-    return outputs[::-1]
+def _needed(every: Polynomial, events: Polynomial, spec: InputSpec, config: Model) -> list[Polynomial]:
+    """Tokens that each layer takes in, bottom up, and that the top one puts out."""
+    candidates = spec.supervision == "candidates"
+    needed = [Polynomial([1.0]) if candidates else Polynomial([0.0, 1.0])]
+    for window in reversed(config.layer_windows):
+        sliding = needed[-1] + ((window or 1) - 1) if candidates else events
+        needed.append(every if window is None else sliding)
+    return needed[::-1]

@@ -114,6 +114,10 @@ def test_arrow_types_do_not_change_a_batch(tmp_path: Path) -> None:
         "v_time": table["v_time"].cast(pa.large_list(pa.timestamp("s"))),
         "click": table["click"].cast(pa.list_(pa.float32())),
         "item": table["item"].cast(pa.list_(pa.uint64())),
+        "slot": table["slot"].cast(pa.int16()),
+        "tags": table["tags"].cast(pa.large_list(pa.int64())),
+        "v_item": table["v_item"].cast(pa.list_(pa.int32())),
+        "score": table["score"].cast(pa.float64()),
     }.items():
         other = other.set_column(other.column_names.index(name), name, column)
     pq.write_table(table, tmp_path / "a.parquet")
