@@ -152,7 +152,7 @@ def test_a_row_group_that_cannot_be_decoded_is_set_aside(tmp_path: Path) -> None
             assert_batch_equals(batch, schema, [blank(schema) if 7 <= r < 14 else rows[r] for r in batch.row])
     found = entries(tmp_path / "aside")
     assert sorted(entry["row"] for entry in found) == list(range(7, 14))
-    assert all("cannot be decoded" in entry["reason"] for entry in found)
+    assert all("row group 1, column 'user_id' cannot be read" in entry["reason"] for entry in found)
 
 
 def test_a_file_cut_short_after_it_was_planned_is_set_aside_and_a_lost_one_is_not(tmp_path: Path) -> None:
