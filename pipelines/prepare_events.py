@@ -14,14 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines.batch import Int64
-from pipelines.errors import DataError
 from pipelines.hashing import ids_of, mix
-from pipelines.prepare_job import Job, Unit, source_of
+from pipelines.prepare_job import Job
+from pipelines.prepare_read import read_unit
 from pipelines.schema import MISSING_ID
-from pipelines.storage import open_file
 
 NEVER = np.iinfo(np.int64).max
 MICROS = {"s": 1_000_000, "ms": 1_000, "us": 1}
@@ -46,14 +44,7 @@ def shuffle_unit(job: Job, index: int) -> dict[str, Any]:
 
     Raises DataError where the unit cannot be read.
     """
-    table = _read_unit(job, job.units[index])
-    dropped = {}
-    for name in job.required:
-        present = pc.is_valid(table[name])
-        lost = len(table) - pc.sum(present).as_py() if len(table) else 0
-        if lost:
-            dropped[f"events without '{name}'"] = lost
-            table = table.filter(present)
+    table, dropped = read_unit(job, job.units[index])
     partition_E = (mix(ids_of(table[job.user]), 0) >> np.uint64(32)) * np.uint64(job.partitions) >> np.uint64(32)
     order_E = np.argsort(partition_E, kind="stable")
     ends = np.cumsum(np.bincount(partition_E.astype(np.int64), minlength=job.partitions))
@@ -128,25 +119,6 @@ def _run_starts(*keys_E: npt.NDArray[Any]) -> Int64:
         starts_E[1:] |= key_E[1:] != key_E[:-1]
     starts = np.flatnonzero(starts_E)
     return starts[np.cumsum(starts_E) - 1] if len(starts) else starts
-
-
-def _read_unit(job: Job, unit: Unit) -> pa.Table:
-    try:
-        with open_file(unit.path) as file:
-            parquet = pq.ParquetFile(file)
-            here = [name for name in job.log_schema.names if parquet.schema_arrow.get_field_index(name) >= 0]
-            table = parquet.read_row_groups(range(unit.first, unit.end), columns=here, use_threads=False)
-    except (pa.ArrowInvalid, OSError) as error:
-        why = str(error).splitlines()[0]
-        raise DataError(f"'{unit.path}' cannot be read: {why} → files are complete Parquet → restore it") from error
-    defaults = {source_of(job.schema, n): c.default for n, c in job.schema.columns.items() if c.default is not None}
-    columns = []
-    for field in job.log_schema:
-        if field.name in here:
-            columns.append(table[field.name].cast(field.type))
-        else:
-            columns.append(pa.chunked_array([pa.repeat(pa.scalar(defaults[field.name], field.type), len(table))]))
-    return pa.table(columns, schema=job.log_schema)
 
 
 def _one_batch(table: pa.Table) -> pa.RecordBatch:
