@@ -28,7 +28,10 @@ class Synth(Frozen):
 class Prepare(Frozen):
     """`[data.prepare]`: from an event log to request rows (the columns' `source` names the log's columns).
 
-    log:            folder or glob of Parquet event logs.
+    log:            folder or glob of Parquet event logs, or a manifest that lists them (path, rows, segment).
+    filter:         SQL condition over the log's columns; events for which it is not true are left out and counted.
+    derive:         {new column: SQL expression over the log's columns and the derived ones above it}, for use wherever
+                    a column of the log is named.
     history_filter: {history: column of the log that must be true or non-zero for an event to enter it}; absent = every
                     event.
     tie_keys:       columns that order events of one user and timestamp (`ties = "order"`), as the protocol states.
@@ -37,21 +40,26 @@ class Prepare(Frozen):
     context_events: `history` supervision: at most this many context events (C) before the supervised ones.
     supervised_events: at most this many supervised events (S) a row.
     split:          "time": segments are days of the event time (UTC). "fractions": after a global sort by (time, user,
-                    tie_keys) the supervised events are cut into segments 1-train, 2-valid, 3-test.
-    fractions:      shares of those three.
+                    tie_keys) the supervised events are cut into segments 1-train, 2-valid, 3-test. "users": whole
+                    users are dealt to these, by a hash. "manifest": an event's segment is that of its file.
+    fractions:      shares of those three; two are 1-train and 2-test.
+    split_seed:     of the hash that "users" deals by.
     partitions:     hash partitions of users; 0 = by the size of the log.
     row_group_rows: rows a Parquet row group.
     """
 
     log: str
+    filter: str = ""
+    derive: dict[str, str] = Field(default_factory=dict)
     history_filter: dict[str, str] = Field(default_factory=dict)
     tie_keys: tuple[str, ...] = ()
     request: str = ""
     min_history: int = Field(default=0, ge=0)
     context_events: int = Field(default=200, ge=0)
     supervised_events: int = Field(default=100, gt=0)
-    split: Literal["time", "fractions"] = "time"
+    split: Literal["time", "fractions", "users", "manifest"] = "time"
     fractions: tuple[float, ...] = (0.8, 0.1, 0.1)
+    split_seed: int = Field(default=0, ge=0)
     partitions: int = Field(default=0, ge=0)
     row_group_rows: int = Field(default=1024, gt=0)
 
@@ -137,7 +145,8 @@ class Data(Frozen):
     """`[data]`.
 
     rows:          folder, file or glob of request rows. Hive folders (dt=2026-11-20, or segment=train) directly below
-                   are segments, in name order; otherwise the whole path is one segment.
+                   are segments, in name order; otherwise the whole path is one segment. Or a manifest (path, rows,
+                   segment) of such files.
     segments:      "A..B" (inclusive, by segment value, either end may be empty) or one value; "" = all but the
                    evaluation's.
     eval_segments: same, for evaluation; "" = the last segment when there are two or more and `segments` does not name

@@ -12,6 +12,7 @@ from pipelines.batch import Int32
 from pipelines.errors import DataError
 from pipelines.footer_cache import FooterCache
 from pipelines.footer_table import read_segments
+from pipelines.manifest import check_rows
 from pipelines.retries import READ_RETRIES
 from pipelines.schema import Column, Schema
 from pipelines.segments import Segment, look_up
@@ -62,6 +63,9 @@ def check_files(
     of_schema: dict[int, list[str]] = {}  # by identity: hashing a schema takes longer than all else here
     for segment, found in zip(segments, footers, strict=True):
         problems += found.problems
+        if segment.rows and not found.problems:
+            rows_F = [int(rows.sum()) for rows in np.split(found.rows_G, np.cumsum(found.counts_F)[:-1])]
+            problems += check_rows(zip(segment.files, segment.rows, rows_F, strict=True))
         if not found.problems and not found.rows:
             problems.append(
                 f"segment '{segment.name}' has no rows in its {len(segment.files)} files → segments hold rows"
@@ -105,7 +109,7 @@ def _faults(schema: Schema, have: pa.Schema) -> list[str]:
                     " → give it a `default`, or take it out of [schema.columns]"
                 )
             continue
-        why = _type_fault(spec, have.field(index).type)
+        why = type_fault(spec, have.field(index).type)
         if why:
             found.append(
                 f"column '{name}' is {have.field(index).type} in FILES → {why}"
@@ -114,7 +118,7 @@ def _faults(schema: Schema, have: pa.Schema) -> list[str]:
     return found
 
 
-def _type_fault(spec: Column, kind: pa.DataType) -> str:
+def type_fault(spec: Column, kind: pa.DataType) -> str:
     """What a column must be, if this type is not it; otherwise ""."""
     if spec.group:
         if not _is_list(kind):
@@ -124,6 +128,8 @@ def _type_fault(spec: Column, kind: pa.DataType) -> str:
     if spec.kind in ("ids", "vector"):
         if not _is_list(kind):
             return f"kind {spec.kind}: {within} is a list"
+        if spec.kind == "vector" and pa.types.is_fixed_size_list(kind) and kind.list_size != spec.size:
+            return f"kind vector: {within} has its column's size = {spec.size}"
         kind = kind.value_type
     if pa.types.is_null(kind):
         return ""

@@ -31,7 +31,7 @@ from pipelines.folders import fresh_folder
 from pipelines.prepare_events import Events, read_events, shuffle_unit
 from pipelines.prepare_job import Job, make_job
 from pipelines.prepare_rows import Rows, find_supervised, make_rows, make_table
-from pipelines.prepare_split import Key, find_cuts, segment_codes, segment_folder
+from pipelines.prepare_split import Key, check_segment_times, find_cuts, segment_codes, segment_folder
 from pipelines.schema import Schema
 
 log = logging.getLogger(__name__)
@@ -105,6 +105,10 @@ def prepare(
                 raise DataError(
                     [f"all events dropped: {n:,} {what} → rows need them → fix the log" for what, n in dropped.items()]
                 )
+            spans = [(u.segment, found["first"], found["last"]) for u, found in zip(job.units, units, strict=True)]
+            problems = check_segment_times(job, spans)
+            if problems:
+                raise DataError(problems)
             first, last = min(unit["first"] for unit in units), max(unit["last"] for unit in units)
             cuts = find_cuts(job, first, last, run_tasks)
             log.info("building request rows")

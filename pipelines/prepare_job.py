@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import glob
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +12,11 @@ import pyarrow as pa
 from pipelines.config import Data, Prepare
 from pipelines.errors import DataError, SchemaError
 from pipelines.footers import Footer, read_footers
+from pipelines.manifest import Entry, by_segment, check_rows
+from pipelines.prepare_log import LogColumns, check_kinds, find_columns, find_log, parse_expressions, source_of
 from pipelines.schema import Schema
-from pipelines.segments import find_files
-from pipelines.storage import COLUMNAR_SUFFIXES, is_file, list_files
+
+log = logging.getLogger(__name__)
 
 UNIT_ROWS = 250_000
 PARTITION_ROWS = 100_000
@@ -22,29 +24,36 @@ MAX_PARTITIONS = 8192
 FRACTION_NAMES = {2: ("1-train", "2-test"), 3: ("1-train", "2-valid", "3-test")}  # name order is time order
 
 
+SEGMENT = "_segment"  # the column of the events that says their file's segment, an index into Job.segments
+
+
 @dataclass(frozen=True)
 class Unit:
-    """Row groups [first, end) of one log file: what one task reads."""
+    """Row groups [first, end) of one log file: what one task reads. segment: index into Job.segments."""
 
     path: str
     first: int
     end: int
+    segment: int = 0
 
 
 @dataclass(frozen=True)
 class Job:
-    """Picklable. log_schema: the log's columns that are read, each of the one type that unifies those of all files.
+    """Picklable. columns: what is read of the log and made of it. log_schema: the columns that events keep.
 
-    folder: where rows are written, seen by every node of the cluster. shuffle: where events wait between the stages.
+    segments: names in order, where the split is by manifest. folder: where rows are written, seen by every node of the
+    cluster. shuffle: where events wait between the stages.
     """
 
     schema: Schema
     settings: Prepare
+    columns: LogColumns
     log_schema: pa.Schema
     units: tuple[Unit, ...]
     partitions: int
     folder: str
     shuffle: str
+    segments: tuple[str, ...] = ()
 
     @property
     def user(self) -> str:
@@ -67,11 +76,6 @@ class Job:
         return [n for n in self.schema.columns if self.log_schema.get_field_index(source_of(self.schema, n)) >= 0]
 
 
-def source_of(schema: Schema, column: str) -> str:
-    """The log column that fills a schema column."""
-    return schema.columns[column].source or column
-
-
 def time_column(schema: Schema) -> str:
     """The schema column of the time that events are ordered by; "" where there is none."""
     if schema.supervision == "candidates":
@@ -86,14 +90,48 @@ def make_job(schema: Schema, data: Data, folder: str, shuffle: str) -> Job:
     if problems or data.prepare is None:
         raise SchemaError(problems)
     settings = data.prepare
-    footers = read_footers(_find_log(settings.log))
-    log_schema = _unify(schema, settings, footers)
+    entries = find_log(settings.log)
+    footers = read_footers(entry.path for entry in entries)
+    counted = [(e.path, e.rows, f.rows) for e, f in zip(entries, footers, strict=True)]
+    problems = [*check_rows(counted), *_check_segments(settings, entries)]
+    columns: LogColumns | None = None
+    needed = _needed(schema, settings)
+    try:
+        columns = find_columns(schema, settings, needed, footers)
+        problems += [*check_kinds(schema, columns.kinds), *_check_uses(schema, settings, columns.kinds)]
+    except DataError as error:
+        problems += error.problems
     rows = sum(footer.rows for footer in footers)
     if rows == 0:
-        raise DataError(f"data.prepare.log '{settings.log}' has no events → rows are made from events → check the log")
-    automatic = min(math.ceil(rows / PARTITION_ROWS), MAX_PARTITIONS)
-    partitions = settings.partitions or automatic
-    return Job(schema, settings, log_schema, tuple(_units(footers)), partitions, folder, shuffle)
+        problems.append(f"data.prepare.log '{settings.log}' has no events → rows are made of them → check the log")
+    if problems or columns is None:
+        raise DataError(problems)
+    unused = [name for name in columns.derived if name not in needed and not _is_taken(columns, name)]
+    if unused:
+        log.warning("derived columns that nothing reads: %s", ", ".join(unused))
+    kept = [field for field in columns.kinds if field.name in needed]
+    segments = tuple(by_segment(entries)) if settings.split == "manifest" else ()
+    codes = [segments.index(entry.segment or "") if segments else 0 for entry in entries]
+    if segments:
+        kept.append(pa.field(SEGMENT, pa.int32()))
+    partitions = settings.partitions or min(math.ceil(rows / PARTITION_ROWS), MAX_PARTITIONS)
+    units = tuple(_units(footers, codes))
+    return Job(schema, settings, columns, pa.schema(kept), units, partitions, folder, shuffle, segments)
+
+
+def _is_taken(columns: LogColumns, name: str) -> bool:
+    return any(name in takes for _, takes in columns.derived.values())
+
+
+def _check_segments(settings: Prepare, entries: Sequence[Entry]) -> Iterator[str]:
+    has = any(entry.segment is not None for entry in entries)
+    if settings.split == "manifest" and not has:
+        yield (
+            f"data.prepare.split = 'manifest', but '{settings.log}' names no segments → an event's segment is its "
+            "file's → give a manifest with the column segment, or split by time, fractions or users"
+        )
+    elif has and settings.split != "manifest":
+        log.info("the manifest's segments are not used: data.prepare.split = '%s' makes its own", settings.split)
 
 
 def check_prepare(schema: Schema, data: Data) -> Iterator[str]:
@@ -111,7 +149,9 @@ def check_prepare(schema: Schema, data: Data) -> Iterator[str]:
     for name in settings.history_filter:
         if name not in schema.histories:
             yield f"data.prepare.history_filter names '{name}' → histories are {sorted(schema.histories)} → correct it"
-    if settings.split == "fractions":
+    if settings.filter or settings.derive:
+        yield from parse_expressions(settings)[2]
+    if settings.split in ("fractions", "users"):
         shares = settings.fractions
         if len(shares) not in FRACTION_NAMES or min(shares) <= 0 or not math.isclose(sum(shares), 1.0):
             yield f"data.prepare.fractions {shares} → two or three positive shares that sum to 1 → correct them"
@@ -146,29 +186,6 @@ def _check_supervised_history(schema: Schema, settings: Prepare) -> Iterator[str
         yield f"columns {sorted(schema.candidates())} have group candidates → history supervision has none → drop them"
 
 
-def _find_log(log: str) -> list[str]:
-    """Parquet files of a file, a folder, a URI of either, or a local glob, sorted."""
-    try:
-        if is_file(log):
-            return [log]
-        uri = "://" in log
-        found = glob.glob(log, recursive=True) if glob.has_magic(log) and not uri else [log] if not uri else []
-        files = {path for path in found if is_file(path) and path.endswith(COLUMNAR_SUFFIXES)}
-        files |= {file.path for file in find_files(log)} if uri else set()
-        for folder in (path for path in found if not is_file(path)):
-            files |= {path for path, _ in list_files(folder) if path.endswith(COLUMNAR_SUFFIXES)}
-    except FileNotFoundError:
-        files = set()
-    except (OSError, ValueError) as error:
-        why = str(error).splitlines()[0]
-        raise DataError(
-            f"data.prepare.log '{log}' cannot be listed: {why} → a folder, glob or URI → correct it"
-        ) from error
-    if not files:
-        raise DataError(f"data.prepare.log '{log}' holds no Parquet files → events are read from Parquet → correct it")
-    return sorted(files)
-
-
 def _needed(schema: Schema, settings: Prepare) -> dict[str, list[str]]:
     """{log column: who needs it}."""
     needed: dict[str, list[str]] = {}
@@ -183,62 +200,45 @@ def _needed(schema: Schema, settings: Prepare) -> dict[str, list[str]]:
     return needed
 
 
-def _unify(schema: Schema, settings: Prepare, footers: Sequence[Footer]) -> pa.Schema:
-    """The needed columns with one type each. Raises DataError listing every column that is missing or of two types."""
-    has_default = {source_of(schema, name) for name, spec in schema.columns.items() if spec.default is not None}
-    problems, fields = [], []
-    for name, needers in _needed(schema, settings).items():
-        lacking = [footer.path for footer in footers if footer.schema.get_field_index(name) < 0]
-        optional = name in has_default and all(needer.startswith("schema column") for needer in needers)
-        if lacking and not optional:
-            problems.append(
-                f"column '{name}' is missing in {_some(lacking)} → {', '.join(needers)} reads it → set `source` to the "
-                "log's name of it, or give the column a default"
-            )
-            continue
-        kinds = [
-            _plain(footer.schema.field(name).type) for footer in footers if footer.schema.get_field_index(name) >= 0
-        ]
-        try:
-            unified = pa.unify_schemas([pa.schema([(name, kind)]) for kind in set(kinds)], promote_options="permissive")
-        except pa.ArrowTypeError:
-            kinds_text = ", ".join(sorted(map(str, set(kinds))))
-            problems.append(
-                f"column '{name}' is {kinds_text} in different files → a column has one type → convert the log"
-            )
-            continue
-        fields += list(unified)
-    problems += _check_types(schema, pa.schema(fields))
-    if problems:
-        raise DataError(problems)
-    return pa.schema(fields)
-
-
-def _check_types(schema: Schema, log_schema: pa.Schema) -> Iterator[str]:
-    user, time = source_of(schema, schema.user), source_of(schema, time_column(schema))
-    for name, allowed, rule in (
-        (user, (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string), "users are integers or strings"),
-        (time, (pa.types.is_integer, pa.types.is_timestamp, pa.types.is_date), "times are timestamps or integers"),
+def _check_uses(schema: Schema, settings: Prepare, kinds: pa.Schema) -> Iterator[str]:
+    """Where a column of the log cannot do what it is named for."""
+    ids = "integers, strings or booleans"
+    for names, key, allowed, rule in (
+        ([source_of(schema, schema.user)], "the user", (_is_integer, _is_string), "integers or strings"),
+        ([source_of(schema, time_column(schema))], "the time", (_is_integer, _is_time), "timestamps or integers"),
+        (settings.tie_keys, "tie_keys", (_is_integer, _is_string, _is_time), f"timestamps, {ids}"),
+        (
+            settings.history_filter.values(),
+            "history_filter",
+            (_is_integer, pa.types.is_floating),
+            "numbers or booleans",
+        ),
+        ([settings.request], "request", (_is_integer, _is_string, _is_time), f"timestamps, {ids}"),
     ):
-        index = log_schema.get_field_index(name)
-        if index >= 0 and not any(test(log_schema.field(index).type) for test in allowed):
-            yield f"column '{name}' of the log is {log_schema.field(index).type} → {rule} → name another or convert it"
+        for name in names:
+            index = kinds.get_field_index(name)
+            if index >= 0 and not any(test(kinds.field(index).type) for test in allowed):
+                kind = kinds.field(index).type
+                yield f"column '{name}' of the log is {kind}, read as {key} → it holds {rule} → derive another of it"
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """Without dictionary encoding, which pandas leaves in files: an encoding, not a type."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+def _is_integer(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_boolean(kind))
 
 
-def _units(footers: Sequence[Footer]) -> Iterator[Unit]:
-    for footer in footers:
+def _is_string(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind))
+
+
+def _is_time(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
+
+
+def _units(footers: Sequence[Footer], segments: Sequence[int]) -> Iterator[Unit]:
+    for footer, segment in zip(footers, segments, strict=True):
         first, rows = 0, 0
         for index, group_rows in enumerate(footer.row_groups):
             rows += group_rows
             if rows >= UNIT_ROWS or index + 1 == len(footer.row_groups):
-                yield Unit(footer.path, first, index + 1)
+                yield Unit(footer.path, first, index + 1, segment)
                 first, rows = index + 1, 0
-
-
-def _some(paths: Sequence[str]) -> str:
-    return f"'{paths[0]}'" if len(paths) == 1 else f"{len(paths)} files, first '{paths[0]}'"

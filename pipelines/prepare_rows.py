@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from pipelines.batch import Int64
 from pipelines.prepare_events import Events, micros
-from pipelines.prepare_job import Job, source_of
+from pipelines.prepare_job import Job
+from pipelines.prepare_log import source_of
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Which segment an event is in: its day, or its side of cuts through the global order of all supervised events.
+"""Which segment an event is in: its day, its side of cuts through the global order of all supervised events, its user's
+share, or its file's by the manifest.
 
 The cuts are found without sorting the log: partitions count supervised events in bins of time, the bins that hold a cut
 are looked at again, and only their keys (time, user, tie keys) are sorted.
@@ -7,9 +8,10 @@ are looked at again, and only their keys (time, user, tie keys) are sorted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.batch import Int64
+from pipelines.config import Prepare
 from pipelines.errors import DataError
+from pipelines.hashing import derive_seed, ids_of, mix
 from pipelines.prepare_events import Events, read_events, sort_value
-from pipelines.prepare_job import FRACTION_NAMES, Job
+from pipelines.prepare_job import FRACTION_NAMES, SEGMENT, Job
 from pipelines.prepare_rows import find_supervised
 
 BINS = 65_536
@@ -29,9 +33,15 @@ RunTasks = Callable[[Callable[[int], Any], int], list[Any]]
 
 
 def segment_codes(job: Job, events: Events, cuts: Sequence[Key]) -> Int64:
-    """[E] int64, ascending with time: the UTC day since 1970, or how many cuts are not after the event."""
+    """[E] int64, ascending with time among a user's events: the UTC day since 1970, how many cuts are not after the
+    event, the user's place in FRACTION_NAMES, or the file's in job.segments."""
     if job.settings.split == "time":
         return events.time_E // DAY_MICROS
+    if job.settings.split == "users":
+        return user_codes(ids_of(events.table[job.user]), job.settings)
+    if job.settings.split == "manifest":
+        codes_E: Int64 = events.table[SEGMENT].to_numpy().astype(np.int64)
+        return codes_E
     columns = _key_columns(job, events)
     codes = np.zeros(len(events.time_E), np.int64)
     for cut in cuts:
@@ -43,16 +53,54 @@ def segment_folder(job: Job, code: int) -> str:
     """Hive folder of a segment."""
     if job.settings.split == "time":
         return f"dt={(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=code)).date().isoformat()}"
+    if job.settings.split == "manifest":
+        return f"segment={job.segments[code]}"
     return f"segment={FRACTION_NAMES[len(job.settings.fractions)][code]}"
 
 
+def user_codes(id_E: Int64, settings: Prepare) -> Int64:
+    """[E] int64, whole users dealt by a hash of (user, split_seed): which share of 0 … 2^64 it lies in.
+
+    Of a seed of its own: independent of the partitions and of the order of the rows, which hash users too.
+    """
+    hash_E = mix(id_E, derive_seed("split by user", settings.split_seed))
+    shares = [Fraction(str(share)) for share in settings.fractions]
+    ends = [int(sum(shares[: place + 1]) / sum(shares) * 2**64) for place in range(len(shares) - 1)]
+    return np.searchsorted(np.array(ends, np.uint64), hash_E, side="right").astype(np.int64)
+
+
+def check_segment_times(job: Job, spans: Iterable[tuple[int, int, int]]) -> list[str]:
+    """Segments of a manifest are trained in name order, which must be that of time: every event of one comes before
+    every event of the next. spans: (index into job.segments, first, last µs), any number of each; those without events
+    have first > last. A line for each two that overlap."""
+    found: dict[int, tuple[int, int]] = {}
+    for code, first, last in spans:
+        if job.segments and first <= last:
+            before = found.get(code, (first, last))
+            found[code] = min(first, before[0]), max(last, before[1])
+    return [
+        f"segment '{job.segments[low]}' has events up to {_moment(found[low][1])}, '{job.segments[high]}' from "
+        f"{_moment(found[high][0])} on → segments of a manifest are in time order by name and do not overlap → name "
+        "them so, or split by time"
+        for low, high in pairwise(sorted(found))
+        if found[low][1] >= found[high][0]
+    ]
+
+
+def _moment(micros: int) -> str:
+    try:
+        return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)).isoformat()
+    except OverflowError:
+        return f"{micros:,} µs since 1970"
+
+
 def find_cuts(job: Job, first: int, last: int, run: RunTasks) -> list[Key]:
-    """Keys of the first event of each segment but the first; [] where days are the segments.
+    """Keys of the first event of each segment but the first; [] where segments are no fractions of the events.
 
     Sizes are rounded down and the last segment takes the rest, as ReLLa's split does. Equal keys stay together.
     Raises DataError where nothing is to be supervised.
     """
-    if job.settings.split == "time":
+    if job.settings.split != "fractions":
         return []
     width = (last - first) // BINS + 1
     counts: Counter[int] = Counter()

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 
 from pipelines.config import Data
 from pipelines.errors import DataError
+from pipelines.manifest import Entry, by_segment, read_manifest
 from pipelines.retries import READ_RETRIES
 from pipelines.storage import COLUMNAR_SUFFIXES, File, exists, list_folder, stat_files
 
@@ -21,14 +22,16 @@ GLOB = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class Segment:
-    """A partition of the rows. name: its hive value, or "all" for a whole path. files: sorted; local paths or URIs
-    (pipelines.storage). sizes, changed: of each file when the segments were listed (`storage.File`), so that a plan
-    knows a file that was replaced since; empty where they were not looked up."""
+    """A partition of the rows. name: its hive value, or "all" for a whole path. files: sorted, or in their manifest's
+    order; local paths or URIs (pipelines.storage). sizes, changed: of each file when the segments were listed
+    (`storage.File`), so that a plan knows a file that was replaced since; empty where they were not looked up. rows: of
+    each file by the manifest, None = not given; () = no manifest."""
 
     name: str
     files: tuple[str, ...]
     sizes: tuple[int, ...] = ()
     changed: tuple[int, ...] = ()
+    rows: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,12 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def list_segments(rows: str, retries: int = READ_RETRIES) -> list[Segment]:
-    """All segments of a file, folder, glob ("*", "[]", locally also "?", each inside one path component) or URI. Raises
-    DataError when there is none."""
+    """All segments of a file, folder, glob ("*", "[]", locally also "?", each inside one path component), manifest, or
+    URI of one. Raises DataError when there is none."""
     try:
+        listed = read_manifest(rows)
+        if listed is not None:
+            return [_of_manifest(name, entries) for name, entries in by_segment(listed).items()]
         files = find_files(rows, retries)
     except (FileNotFoundError, NotADirectoryError):
         files = []
@@ -118,6 +124,10 @@ def list_segments(rows: str, retries: int = READ_RETRIES) -> list[Segment]:
     if twice:
         raise DataError(twice)
     return [_segment(name, groups[name]) for name in sorted(groups)]
+
+
+def _of_manifest(name: str, entries: list[Entry]) -> Segment:
+    return Segment(name, tuple(e.path for e in entries), rows=tuple(e.rows for e in entries))
 
 
 def look_up(segments: Sequence[Segment], retries: int = READ_RETRIES) -> list[Segment]:
