@@ -39,11 +39,16 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class SegmentReport:
-    """One segment. supervised: candidate or history events to be predicted. labels: {column: (observed, positives)}."""
+    """One segment. supervised: candidate or history events to be predicted. labels: {column: (observed, positives)}.
+
+    users, share: split by user: how many have rows here, and what part that is of all.
+    """
 
     name: str
     rows: int = 0
     supervised: int = 0
+    users: int = 0
+    share: float = 0.0
     labels: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def line(self) -> str:
@@ -53,7 +58,8 @@ class SegmentReport:
             for label, (observed, positives) in self.labels.items()
             if observed
         ]
-        return " · ".join([f"{self.name}: {self.rows:,} rows", f"{self.supervised:,} examples", *rates])
+        users = [f"{self.users:,} users ({self.share:.1%} of all)"] if self.users else []
+        return " · ".join([f"{self.name}: {self.rows:,} rows", f"{self.supervised:,} examples", *users, *rates])
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,8 @@ def _write_segment(job: Job, events: Events, rows: Rows, chosen_R: Int64, path: 
     own = next(iter(rows.lists.values()))
     context = 0 if own.context_R is None else int(own.context_R[chosen_R].sum())
     supervised = int((own.end_R[chosen_R] - own.first_R[chosen_R]).sum()) - context
-    return {"rows": len(chosen_R), "supervised": supervised, "labels": labels}
+    users = len(np.unique(events.user_start_E[rows.event_R[chosen_R]])) if job.settings.split == "users" else 0
+    return {"rows": len(chosen_R), "supervised": supervised, "users": users, "labels": labels}
 
 
 def _count_labels(column: pa.ChunkedArray) -> tuple[int, int]:
@@ -169,6 +176,7 @@ def _report(job: Job, events: int, dropped: Counter[str], parts: list[dict[str, 
             report = segments.setdefault(name, SegmentReport(name.partition("=")[2]))
             report.rows += found["rows"]
             report.supervised += found["supervised"]
+            report.users += found["users"]
             for label, (observed, positives) in found["labels"].items():
                 before = report.labels.get(label, (0, 0))
                 report.labels[label] = (before[0] + observed, before[1] + positives)
@@ -176,5 +184,7 @@ def _report(job: Job, events: int, dropped: Counter[str], parts: list[dict[str, 
     if short:
         dropped[f"examples with fewer than {job.settings.min_history} earlier events (they stay in histories)"] = short
     ordered = tuple(segments[name] for name in sorted(segments))
+    for segment in ordered:
+        segment.share = segment.users / max(sum(s.users for s in ordered), 1)
     rows, supervised = sum(s.rows for s in ordered), sum(s.supervised for s in ordered)
     return PrepareReport(events, rows, supervised, dict(dropped), ordered, job.partitions, seconds)
