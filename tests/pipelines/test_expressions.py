@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -196,6 +198,20 @@ def test_a_value_that_cannot_be_made_names_expression_rule_and_remedy() -> None:
 def test_names_that_differ_in_case_only_are_told() -> None:
     _, [line] = columns_of(parse("data.prepare.filter", "a > 1"), ["A", "a"])
     assert "case" in line
+
+
+def test_the_page_s_expressions_are_expressions() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "prepare-inputs.md").read_text(encoding="utf-8")
+    prepare = tomllib.loads(text.split("```toml\n")[1].split("```")[0])["data"]["prepare"]
+    times = re.findall(r"`([^`]+)`", text.split("### Time")[1].split("The session's zone")[0])
+    columns = {"ts": "TIMESTAMPTZ", "s": "BIGINT", "ms": "BIGINT", "tz_name": "VARCHAR"}
+    texts = [prepare["filter"], *prepare["derive"].values(), *(t for t in times if "(" in t)]
+    assert len(texts) >= 18
+    for text in texts:
+        expression = parse("k", text)
+        if set(expression.reads) <= set(columns):
+            rows = ", ".join(f"NULL::{kind} AS {name}" for name, kind in columns.items())
+            assert duckdb.connect().sql(f"SELECT {text} FROM (SELECT {rows})").fetchall() == [(None,)]
 
 
 def test_the_engine_reads_no_file_and_cannot_be_unlocked(tmp_path: Path) -> None:
