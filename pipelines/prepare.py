@@ -41,25 +41,24 @@ log = logging.getLogger(__name__)
 class SegmentReport:
     """One segment. supervised: candidate or history events to be predicted. labels: {column: (observed, positives)}.
 
-    users, share: split by user: how many have rows here, and what part that is of all.
+    users: split by user: those who have rows here.
     """
 
     name: str
     rows: int = 0
     supervised: int = 0
     users: int = 0
-    share: float = 0.0
     labels: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    def line(self) -> str:
-        """For a person."""
+    def line(self, users: int = 0) -> str:
+        """For a person. users: of all segments."""
         rates = [
             f"{label} {positives / observed:.4f}" + (f" of {observed:,}" if observed != self.supervised else "")
             for label, (observed, positives) in self.labels.items()
             if observed
         ]
-        users = [f"{self.users:,} users ({self.share:.1%} of all)"] if self.users else []
-        return " · ".join([f"{self.name}: {self.rows:,} rows", f"{self.supervised:,} examples", *users, *rates])
+        shares = [f"{self.users:,} users ({self.users / users:.1%} of all)"] if users else []
+        return " · ".join([f"{self.name}: {self.rows:,} rows", f"{self.supervised:,} examples", *shares, *rates])
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,12 @@ class PrepareReport:
     def lines(self) -> list[str]:
         """For a person."""
         dropped = [f"left out: {number:,} {what}" for what, number in self.dropped.items()]
+        users = sum(segment.users for segment in self.segments)
         total = f"{self.events:,} events → {self.rows:,} request rows, {self.supervised:,} supervised examples"
         return [
             f"{total} ({self.partitions} partitions, {self.seconds:.1f} s)",
             *dropped,
-            *(s.line() for s in self.segments),
+            *(s.line(users) for s in self.segments),
         ]
 
 
@@ -184,7 +184,5 @@ def _report(job: Job, events: int, dropped: Counter[str], parts: list[dict[str, 
     if short:
         dropped[f"examples with fewer than {job.settings.min_history} earlier events (they stay in histories)"] = short
     ordered = tuple(segments[name] for name in sorted(segments))
-    for segment in ordered:
-        segment.share = segment.users / max(sum(s.users for s in ordered), 1)
     rows, supervised = sum(s.rows for s in ordered), sum(s.supervised for s in ordered)
     return PrepareReport(events, rows, supervised, dict(dropped), ordered, job.partitions, seconds)
