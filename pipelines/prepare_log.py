@@ -96,9 +96,11 @@ def find_columns(schema: Schema, settings: Prepare, needed: Needers, footers: Se
     expressions = ({"": filter_} if filter_ else {}) | derived
     takes: dict[str, tuple[str, ...]] = {}
     above: list[str] = []
+    lost = derived.keys() & set(names)  # what has its line already
     for name, expression in expressions.items():
-        found, lines = columns_of(expression, [*names, *above])
+        found, lines = columns_of(expression, dict.fromkeys([*names, *above]))
         problems += lines
+        lost |= {name} if lines else set()
         takes[name] = tuple(found)
         for column in found:
             if column not in above:
@@ -106,23 +108,29 @@ def find_columns(schema: Schema, settings: Prepare, needed: Needers, footers: Se
         if name:
             above.append(name)
     read = pa.schema(list(_unify(schema, wanted, footers, problems)))
+    lost |= wanted.keys() - set(read.names)
+    kinds = _bind(read, expressions, takes, lost, problems)
     if problems:
         raise DataError(problems)
-    kinds = _bind(read, expressions, takes)
     with_takes = {name: (expression, takes[name]) for name, expression in derived.items()}
     return LogColumns(read, kinds, (filter_, takes[""]) if filter_ else None, with_takes)
 
 
-def _bind(read: pa.Schema, expressions: dict[str, Expression], takes: dict[str, tuple[str, ...]]) -> pa.Schema:
-    """`read` with the derived columns' types. Raises DataError with a line for each expression that does not fit."""
+def _bind(
+    read: pa.Schema,
+    expressions: dict[str, Expression],
+    takes: dict[str, tuple[str, ...]],
+    lost: set[str],
+    problems: list[str],
+) -> pa.Schema:
+    """`read` with the derived columns' types; adds a line for each expression that does not fit. What takes something
+    lost is lost too: one fault, one line."""
     if not expressions:
         return read
     kinds = read
-    problems: list[str] = []
-    lost: set[str] = set()
     with engine() as connection:
         for name, expression in expressions.items():
-            if lost & set(takes[name]):  # one fault, one line
+            if name in lost or lost & set(takes[name]):
                 lost.add(name)
                 continue
             try:
@@ -135,8 +143,6 @@ def _bind(read: pa.Schema, expressions: dict[str, Expression], takes: dict[str, 
                 kinds = kinds.append(pa.field(name, kind))
             elif not pa.types.is_boolean(kind):
                 problems.append(expression.line(f"its value is {kind}", "a filter is true or false", "compare it"))
-    if problems:
-        raise DataError(problems)
     return kinds
 
 

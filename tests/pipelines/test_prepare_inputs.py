@@ -377,10 +377,16 @@ def test_what_does_not_fit_the_log_is_told_at_once_and_before_a_row_is_read(tmp_
     file.write_bytes(bytes(content))
     listed = manifest(log, tmp_path / "m.json", **{file.stem: {"rows": 3}})
     with pytest.raises(DataError) as error:
-        run(listed, tmp_path / "rows", derive=DERIVE | {"item": "1", "lost": "gone + 1"}, tie_keys=("nothing",))
+        run(
+            listed,
+            tmp_path / "rows",
+            derive=DERIVE | {"item": "1", "lost": "gone + 1", "bad": "hour(brand + 1)", "more": "bad + lost + item"},
+            tie_keys=("nothing",),
+        )
     lines = lines_of(error)
-    assert len(lines) == 4
-    for word in ("3 by its manifest", "derive 'item' is a column", "no column 'gone'", "'nothing' is missing"):
+    assert len(lines) == 5
+    told = ("3 by its manifest", "derive 'item' is a column", "no column 'gone'", "'nothing' is missing", "brand + 1")
+    for word in told:
         assert any(word in line for line in lines), word
 
     with pytest.raises(DataError) as error:
