@@ -44,8 +44,20 @@ class Prepare(Frozen):
                     users are dealt to these, by a hash. "manifest": an event's segment is that of its file.
     fractions:      shares of those three; two are 1-train and 2-test.
     split_seed:     of the hash that "users" deals by.
-    partitions:     hash partitions of users; 0 = by the size of the log.
+    partitions:     files a segment, each with a range of the hash of the user; 0 = by the events of a segment. Fixed
+                    when the output is born.
     row_group_rows: rows a Parquet row group.
+    memory_mb:      memory of all tasks together, beside what an idle process takes (about 200 MB each); a task has an
+                    equal share of it.
+    event_id:       columns of the log that name an event: events of one user and time that are equal in them are
+                    duplicates, and the last of the log (by file name, then row) is kept. () = none are looked for.
+    attribution:    {label column: time after the event until it is final, as "90m", "12h", "3d"}: until as_of ≥ event
+                    time + this, the label is null.
+    as_of:          time up to which labels are known, ISO 8601, UTC where it names no zone; "" = that of the newest
+                    event. Option `--as-of` of the command.
+    keep_states:    the users' tails are kept after each of the newest so many segments: from them later segments are
+                    added, and recent ones refreshed, without the log before them. 0 = the days of the longest window
+                    of `attribution`, and 3.
     """
 
     log: str
@@ -62,6 +74,11 @@ class Prepare(Frozen):
     split_seed: int = Field(default=0, ge=0)
     partitions: int = Field(default=0, ge=0)
     row_group_rows: int = Field(default=1024, gt=0)
+    memory_mb: int = Field(default=2048, gt=0)
+    event_id: tuple[str, ...] = ()
+    attribution: dict[str, str] = Field(default_factory=dict)
+    as_of: str = ""
+    keep_states: int = Field(default=0, ge=0)
 
 
 class Downsampling(Frozen):

@@ -1,8 +1,4 @@
-"""Events on their way: read from the log, dealt to partitions of users, and there put in order.
-
-The shuffle goes through files, one Arrow IPC file a unit with one record batch a partition: memory stays bounded by a
-unit and by a partition, whatever the size of the log. Shape suffix: E events of a partition.
-"""
+"""Events of a slice of users, in order, and once each. Shape suffix: E events of a slice."""
 
 from __future__ import annotations
 
@@ -18,61 +14,66 @@ import pyarrow.compute as pc
 from pipelines.batch import Int64
 from pipelines.hashing import ids_of, mix
 from pipelines.prepare_job import Job
-from pipelines.prepare_read import read_unit
+from pipelines.prepare_runs import read_places
+from pipelines.prepare_work import cell_place
 from pipelines.schema import MISSING_ID
 
 NEVER = np.iinfo(np.int64).max
 MICROS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+DAY_MICROS = 86_400_000_000
 
 
 @dataclass(frozen=True)
 class Events:
-    """A partition's events, ordered by (hash of user, time, tie keys, place in the log).
+    """Ordered by (hash of user, time, tie keys, place in the log).
 
     time_E: microseconds. user_start_E: index of the first event of the event's user.
     known_E: events [user_start, known) are earlier than this one: in time or, with ties = "order", in the order.
+    duplicates: events left out because a later one of the log is the same event.
     """
 
     table: pa.Table
     time_E: Int64
     user_start_E: Int64
     known_E: Int64
-
-
-def shuffle_unit(job: Job, index: int) -> dict[str, Any]:
-    """Reads a unit, writes its events by partition. Returns events kept, dropped {reason: number}, first and last time.
-
-    Raises DataError where the unit cannot be read.
-    """
-    table, dropped = read_unit(job, job.units[index])
-    partition_E = (mix(ids_of(table[job.user]), 0) >> np.uint64(32)) * np.uint64(job.partitions) >> np.uint64(32)
-    order_E = np.argsort(partition_E, kind="stable")
-    ends = np.cumsum(np.bincount(partition_E.astype(np.int64), minlength=job.partitions))
-    batch = _one_batch(table.take(pa.array(order_E)))
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with (
-        pa.OSFile(_shuffle_path(job, index), "wb") as file,
-        pa.ipc.new_file(file, job.log_schema, options=options) as writer,
-    ):
-        for start, end in zip([0, *ends[:-1]], ends, strict=True):
-            writer.write_batch(batch.slice(start, end - start))
-    time_E = micros(table[job.time], job.schema.time_unit)
-    first, last = (int(time_E.min()), int(time_E.max())) if len(time_E) else (NEVER, MISSING_ID)
-    return {"events": len(table), "dropped": dropped, "first": first, "last": last}
+    duplicates: int = 0
 
 
 def read_events(job: Job, partition: int, columns: Sequence[str] | None = None) -> Events:
-    """A partition's events in order. `columns`: of the log, beyond those that order them; None = all."""
-    names = job.log_schema.names
+    """Events of one of `job.partitions` in order. `columns`: of the log, beyond those that order them; None = all."""
     if columns is not None:
-        wanted = {*job.required, *job.settings.tie_keys, *columns}
-        names = [name for name in names if name in wanted]
-    options = pa.ipc.IpcReadOptions(included_fields=[job.log_schema.get_field_index(name) for name in names])
-    batches = []
-    for index in range(len(job.units)):
-        with pa.memory_map(_shuffle_path(job, index)) as file:
-            batches.append(pa.ipc.open_file(file, options=options).get_batch(partition))
-    return _in_order(job, pa.Table.from_batches(batches).combine_chunks())
+        columns = [*job.required, *job.settings.tie_keys, *job.settings.event_id, *columns]
+    folder, place = cell_place(job.shuffle, partition)
+    return in_order(job, read_places(folder, [place], job.log_schema, columns))
+
+
+def in_order(job: Job, table: pa.Table) -> Events:
+    """Events of `table`, which are in the order of the log.
+
+    Events of one user, time and `event_id` are one event: the last of them in the log stays.
+    """
+    hash_E = user_hash(job, table)
+    time_E = micros(table[job.time], job.schema.time_unit)
+    ties = [_ranks(sort_value(table[name])) for name in job.settings.tie_keys]
+    order_E = np.lexsort((*reversed(ties), time_E, hash_E))
+    duplicates = 0
+    if job.settings.event_id:
+        last_E = _last_of_each(job, table, time_E, hash_E)
+        duplicates = int(np.count_nonzero(~last_E))
+        order_E = order_E[last_E[order_E]]
+    table, time_E, hash_E = table.take(pa.array(order_E)), time_E[order_E], hash_E[order_E]
+    known_E = np.arange(len(time_E)) if job.schema.ties == "order" else _run_starts(hash_E, time_E)
+    return Events(table, time_E, _run_starts(hash_E), known_E, duplicates)
+
+
+def user_hash(job: Job, table: pa.Table) -> npt.NDArray[np.uint64]:
+    """[E] where a user lies in the hash space."""
+    return mix(ids_of(table[job.user]), 0)
+
+
+def cell_codes(hash_E: npt.NDArray[np.uint64], cells: int) -> Int64:
+    """[E] which of `cells` equal ranges of the hash space a hash is in."""
+    return ((hash_E >> np.uint64(32)) * np.uint64(cells) >> np.uint64(32)).astype(np.int64)
 
 
 def micros(array: pa.ChunkedArray, unit: str) -> Int64:
@@ -95,14 +96,18 @@ def sort_value(array: pa.ChunkedArray) -> pa.ChunkedArray:
     return array.fill_null(MISSING_ID if pa.types.is_integer(array.type) else "")
 
 
-def _in_order(job: Job, table: pa.Table) -> Events:
-    hash_E = mix(ids_of(table[job.user]), 0)
-    time_E = micros(table[job.time], job.schema.time_unit)
-    ties = [_ranks(sort_value(table[name])) for name in job.settings.tie_keys]
-    order_E = np.lexsort((*reversed(ties), time_E, hash_E))
-    table, time_E, hash_E = table.take(pa.array(order_E)), time_E[order_E], hash_E[order_E]
-    known_E = np.arange(len(time_E)) if job.schema.ties == "order" else _run_starts(hash_E, time_E)
-    return Events(table, time_E, _run_starts(hash_E), known_E)
+def _last_of_each(job: Job, table: pa.Table, time_E: Int64, hash_E: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Whether no later event is the same one. An event that lacks a part of its id is no other's duplicate."""
+    keys = [*(_ranks(sort_value(table[name])) for name in job.settings.event_id), time_E, hash_E]
+    order_E = np.lexsort(keys)  # stable: the order of the log among equals
+    last_E = np.zeros(len(order_E), bool)
+    ends_E = np.ones(len(order_E), bool)
+    if len(order_E):
+        ends_E[:-1] = np.logical_or.reduce([key[order_E][1:] != key[order_E][:-1] for key in keys])
+    last_E[order_E[ends_E]] = True
+    for name in job.settings.event_id:
+        last_E |= table[name].is_null().to_numpy()
+    return last_E
 
 
 def _ranks(array: pa.ChunkedArray) -> Int64:
@@ -119,15 +124,6 @@ def _run_starts(*keys_E: npt.NDArray[Any]) -> Int64:
         starts_E[1:] |= key_E[1:] != key_E[:-1]
     starts = np.flatnonzero(starts_E)
     return starts[np.cumsum(starts_E) - 1] if len(starts) else starts
-
-
-def _one_batch(table: pa.Table) -> pa.RecordBatch:
-    batches = table.combine_chunks().to_batches()
-    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
-
-
-def _shuffle_path(job: Job, unit: int) -> str:
-    return f"{job.shuffle}/unit-{unit:06d}.arrow"
 
 
 def _filled(array: pa.ChunkedArray, value: int) -> Int64:

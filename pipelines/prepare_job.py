@@ -13,6 +13,7 @@ from pipelines.config import Data, Prepare
 from pipelines.errors import DataError, SchemaError
 from pipelines.footers import Footer, read_footers
 from pipelines.manifest import Entry, by_segment, check_rows
+from pipelines.prepare_labels import check_labels
 from pipelines.prepare_log import LogColumns, check_kinds, find_columns, find_log, parse_expressions, source_of
 from pipelines.schema import Schema
 
@@ -43,6 +44,7 @@ class Job:
 
     segments: names in order, where the split is by manifest. folder: where rows are written, seen by every node of the
     cluster. shuffle: where events wait between the stages.
+    rows: of all units.
     """
 
     schema: Schema
@@ -53,6 +55,7 @@ class Job:
     partitions: int
     folder: str
     shuffle: str
+    rows: int = 0
     segments: tuple[str, ...] = ()
 
     @property
@@ -116,7 +119,7 @@ def make_job(schema: Schema, data: Data, folder: str, shuffle: str) -> Job:
         kept.append(pa.field(SEGMENT, pa.int32()))
     partitions = settings.partitions or min(math.ceil(rows / PARTITION_ROWS), MAX_PARTITIONS)
     units = tuple(_units(footers, codes))
-    return Job(schema, settings, columns, pa.schema(kept), units, partitions, folder, shuffle, segments)
+    return Job(schema, settings, columns, pa.schema(kept), units, partitions, folder, shuffle, rows, segments)
 
 
 def _is_taken(columns: LogColumns, name: str) -> bool:
@@ -149,6 +152,7 @@ def check_prepare(schema: Schema, data: Data) -> Iterator[str]:
     for name in settings.history_filter:
         if name not in schema.histories:
             yield f"data.prepare.history_filter names '{name}' → histories are {sorted(schema.histories)} → correct it"
+    yield from check_labels(schema, settings)
     if settings.filter or settings.derive:
         yield from parse_expressions(settings)[2]
     if settings.split in ("fractions", "users"):
@@ -193,6 +197,8 @@ def _needed(schema: Schema, settings: Prepare) -> dict[str, list[str]]:
         needed.setdefault(source_of(schema, name), []).append(f"schema column '{name}'")
     for name in settings.tie_keys:
         needed.setdefault(name, []).append("data.prepare.tie_keys")
+    for name in settings.event_id:
+        needed.setdefault(name, []).append("data.prepare.event_id")
     for history, name in settings.history_filter.items():
         needed.setdefault(name, []).append(f"data.prepare.history_filter of '{history}'")
     if settings.request and schema.supervision == "candidates":
@@ -207,6 +213,7 @@ def _check_uses(schema: Schema, settings: Prepare, kinds: pa.Schema) -> Iterator
         ([source_of(schema, schema.user)], "the user", (_is_integer, _is_string), "integers or strings"),
         ([source_of(schema, time_column(schema))], "the time", (_is_integer, _is_time), "timestamps or integers"),
         (settings.tie_keys, "tie_keys", (_is_integer, _is_string, _is_time), f"timestamps, {ids}"),
+        (settings.event_id, "event_id", (_is_integer, _is_string, _is_time), f"timestamps, {ids}"),
         (
             settings.history_filter.values(),
             "history_filter",

@@ -46,13 +46,22 @@ class Rows:
     lists: dict[str, Lists]
     short: int
 
+    def select(self, chosen: slice) -> Rows:
+        """Some of the rows."""
+        lists = {}
+        for name, of in self.lists.items():
+            context_R = None if of.context_R is None else of.context_R[chosen]
+            lists[name] = Lists(of.event_F, of.first_R[chosen], of.end_R[chosen], context_R, of.by_time)
+        return Rows(self.event_R[chosen], lists, self.short)
+
 
 @dataclass(frozen=True)
 class Supervised:
     """What is to be predicted, before it is cut into rows: requests (`candidates` supervision) or events (`history`).
 
     event_F, first_F, end_F: a request's first event and its slice of member_E; or an event, its user's first place in
-    the supervised history and its own place + 1. enough_F: whether min_history events were known before it.
+    the supervised history and its own place + 1. enough_F: whether min_history events were known before it. new_F:
+    whether it is to be predicted here; what is not was predicted before, and is here as context.
     """
 
     event_F: Int64
@@ -60,24 +69,30 @@ class Supervised:
     end_F: Int64
     enough_F: npt.NDArray[np.bool_]
     member_E: Int64
+    new_F: npt.NDArray[np.bool_]
 
 
-def find_supervised(job: Job, events: Events) -> Supervised:
-    """All that may be supervised, in the order of the events."""
+def find_supervised(
+    job: Job, events: Events, segment_E: Int64 | None = None, new_E: npt.NDArray[np.bool_] | None = None
+) -> Supervised:
+    """All that may be supervised, in the order of the events. Only events of `new_E` are (None = all); a request is of
+    one of the segments `segment_E` (None = of any)."""
     if job.schema.supervision == "candidates":
-        return _requests(job, events)
-    kept_E = _passes(job, events, job.schema.supervised_history)
+        new = np.arange(len(events.time_E)) if new_E is None else np.flatnonzero(new_E)
+        return _requests(job, events, new, segment_E)
+    kept_E = passes(job, events, job.schema.supervised_history)
     before_E = _counts_before(kept_E)
     event_F = np.flatnonzero(kept_E)
     first_F = before_E[events.user_start_E[event_F]]
     enough_F = before_E[events.known_E[event_F]] - first_F >= job.settings.min_history
-    return Supervised(event_F, first_F, np.arange(1, len(event_F) + 1), enough_F, event_F)
+    new_F = np.ones(len(event_F), bool) if new_E is None else new_E[event_F]
+    return Supervised(event_F, first_F, np.arange(1, len(event_F) + 1), enough_F, event_F, new_F)
 
 
 def make_rows(job: Job, events: Events, supervised: Supervised, segment_E: Int64) -> Rows:
     """Rows of all segments; a row's segment is that of its event."""
-    chosen = np.flatnonzero(supervised.enough_F)
-    short = int(np.count_nonzero(~supervised.enough_F))
+    chosen = np.flatnonzero(supervised.enough_F & supervised.new_F)
+    short = int(np.count_nonzero(~supervised.enough_F & supervised.new_F))
     if job.schema.supervision == "candidates":
         event_R = supervised.event_F[chosen]
         short = int((supervised.end_F - supervised.first_F)[~supervised.enough_F].sum())
@@ -91,42 +106,54 @@ def make_rows(job: Job, events: Events, supervised: Supervised, segment_E: Int64
     return Rows(event_R, lists, short)
 
 
-def make_table(job: Job, events: Events, rows: Rows, chosen_R: Int64) -> pa.Table:
-    """The chosen rows with all their columns, in the schema's order."""
+def make_table(
+    job: Job, events: Events, rows: Rows, chosen_R: Int64, final_E: dict[str, npt.NDArray[np.bool_]] | None = None
+) -> pa.Table:
+    """The chosen rows with all their columns, in the schema's order. final_E: {label column: [E] whether it is known by
+    now}; elsewhere the label is null."""
     indices = {group: _indices(lists, chosen_R) for group, lists in rows.lists.items()}
     columns = {}
     for name in job.written():
         spec = job.schema.columns[name]
         source = events.table[source_of(job.schema, name)]
         if not spec.group:
-            columns[name] = source.take(pa.array(rows.event_R[chosen_R]))
+            columns[name] = source.take(pa.array(rows.event_R[chosen_R])).combine_chunks()
             continue
         offsets, event_V, context_V = indices[spec.group]
-        values = source.take(pa.array(event_V)).combine_chunks()
+        values = _one_array(source.take(pa.array(event_V)).combine_chunks())
         if context_V is not None and spec.role in ("label", "weight"):
             nothing = pa.scalar(None if spec.role == "label" else 0, values.type)
             values = pc.if_else(pa.array(context_V), nothing, values)
+        if final_E and name in final_E:
+            values = pc.if_else(pa.array(final_E[name][event_V]), values, pa.scalar(None, values.type))
         columns[name] = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), _one_array(values))
     return pa.table(columns)
 
 
-def _requests(job: Job, events: Events) -> Supervised:
-    """Events of one user and request (without a request column: of one user and time) are the candidates of one row."""
+def _requests(job: Job, events: Events, new: Int64, segment_E: Int64 | None) -> Supervised:
+    """Events of one user, request and segment (without a request column: of one time) are the candidates of one row."""
     if job.settings.request:
-        codes = pc.dictionary_encode(events.table[job.settings.request]).combine_chunks()
-        code_E = _one_array(codes).indices.to_numpy().astype(np.int64)
+        codes = pc.dictionary_encode(events.table[job.settings.request].take(pa.array(new))).combine_chunks()
+        key_N = _one_array(codes).indices.to_numpy().astype(np.int64)
     else:
-        code_E = np.unique(events.time_E, return_inverse=True)[1]
-    key_E = np.unique(events.user_start_E, return_inverse=True)[1] * (code_E.max(initial=0) + 1) + code_E
-    _, first_event_Q, request_E = np.unique(key_E, return_index=True, return_inverse=True)
-    order_Q = np.argsort(first_event_Q)
+        key_N = _codes(events.time_E[new])
+    for more_N in (events.user_start_E[new], *(() if segment_E is None else (segment_E[new],))):
+        key_N = _codes(more_N) * (key_N.max(initial=0) + 1) + key_N
+    _, first_Q, request_N = np.unique(key_N, return_index=True, return_inverse=True)
+    order_Q = np.argsort(first_Q)
     rank_Q = np.empty_like(order_Q)
     rank_Q[order_Q] = np.arange(len(order_Q))
-    event_F = first_event_Q[order_Q]
-    end_F = np.cumsum(np.bincount(request_E, minlength=len(order_Q))[order_Q])
+    event_F = new[first_Q[order_Q]]
+    end_F = np.cumsum(np.bincount(request_N, minlength=len(order_Q))[order_Q])
     enough_F = events.known_E[event_F] - events.user_start_E[event_F] >= job.settings.min_history
     first_F = np.concatenate(([0], end_F[:-1])) if len(end_F) else end_F
-    return Supervised(event_F, first_F, end_F, enough_F, np.argsort(rank_Q[request_E], kind="stable"))
+    member_N = new[np.argsort(rank_Q[request_N], kind="stable")]
+    return Supervised(event_F, first_F, end_F, enough_F, member_N, np.ones(len(event_F), bool))
+
+
+def _codes(values: Int64) -> Int64:
+    """Each value's place among the distinct ones."""
+    return np.unique(values, return_inverse=True)[1]
 
 
 def _stretches(job: Job, supervised: Supervised, chosen: Int64, segment_E: Int64) -> tuple[Int64, Lists]:
@@ -148,7 +175,7 @@ def _stretches(job: Job, supervised: Supervised, chosen: Int64, segment_E: Int64
 
 def _history(job: Job, events: Events, name: str, event_R: Int64) -> Lists:
     """The newest max_length events of a history that are known before each row's event."""
-    kept_E = _passes(job, events, name)
+    kept_E = passes(job, events, name)
     limit = job.schema.histories[name].max_length
     known_R, start_R = events.known_E[event_R], events.user_start_E[event_R]
     if name in job.settings.history_filter and job.schema.histories[name].action_time:
@@ -161,9 +188,8 @@ def _history(job: Job, events: Events, name: str, event_R: Int64) -> Lists:
 def _history_by_knowledge(job: Job, events: Events, name: str, kept_E: npt.NDArray[np.bool_], event_R: Int64) -> Lists:
     """Of a history filtered by actions: an event's presence tells its action, so it enters when that is known."""
     history = job.schema.histories[name]
-    action_E = micros(events.table[source_of(job.schema, history.action_time)], job.schema.time_unit)
     event_F = np.flatnonzero(kept_E)
-    known_F = np.maximum(events.time_E, action_E)[event_F]
+    known_F = known_times(job, events, name)[event_F]
     order_F = np.lexsort((known_F, events.user_start_E[event_F]))
     event_F, known_F = event_F[order_F], known_F[order_F]
     clock = np.unique(np.concatenate((known_F, events.time_E[event_R])))
@@ -174,7 +200,13 @@ def _history_by_knowledge(job: Job, events: Events, name: str, kept_E: npt.NDArr
     return Lists(event_F, first_R, end_R, by_time=False)
 
 
-def _passes(job: Job, events: Events, history: str) -> npt.NDArray[np.bool_]:
+def known_times(job: Job, events: Events, history: str) -> Int64:
+    """[E] microseconds from which the action of each event is known; NEVER where there is none."""
+    column = source_of(job.schema, job.schema.histories[history].action_time)
+    return np.maximum(events.time_E, micros(events.table[column], job.schema.time_unit))
+
+
+def passes(job: Job, events: Events, history: str) -> npt.NDArray[np.bool_]:
     """Which events may enter a history: those whose filter column is true or non-zero; null does not pass."""
     name = job.settings.history_filter.get(history)
     if name is None:
