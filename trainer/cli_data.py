@@ -45,10 +45,12 @@ def movielens(archive: str, out: str) -> None:
 
 @data.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 @click.option("--config", "config_path", required=True, metavar="F", help="Run file with [schema] and [data.prepare].")
-@click.option("--out", metavar="D", help="Folder for the rows; new or empty.  [default: data.rows]")
+@click.option("--out", metavar="D", help="Folder for the rows: new, or prepared before.  [default: data.rows]")
+@click.option("--refresh", is_flag=True, help="Also make anew the segments whose events or labels changed.")
+@click.option("--as-of", default="", metavar="T", help="Labels as known then.  [default: data.prepare.as_of]")
 @click.pass_context
-def prepare(ctx: click.Context, config_path: str, out: str | None) -> None:
-    """Make request rows from event logs."""
+def prepare(ctx: click.Context, config_path: str, out: str | None, refresh: bool, as_of: str) -> None:
+    """Make request rows from event logs; where there are some, add the days that are new."""
     from trainer.config import load_config  # noqa: PLC0415
     from trainer.errors import ConfigError  # noqa: PLC0415
     from trainer.make_data import prepare_rows  # noqa: PLC0415
@@ -57,7 +59,7 @@ def prepare(ctx: click.Context, config_path: str, out: str | None) -> None:
     if config.data.prepare is None:
         raise ConfigError(f"{config_path} has no [data.prepare] → it says which log and how → add it")
     target = out or config.data.rows
-    _show(prepare_rows(config, target), target)
+    _show(prepare_rows(config, target, refresh=refresh, as_of=as_of), target)
 
 
 @data.command()

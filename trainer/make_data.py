@@ -30,11 +30,11 @@ def ensure_rows(config: Config) -> None:
     _say(prepare_rows(config, data.rows))
 
 
-def prepare_rows(config: Config, out: str) -> Any:
+def prepare_rows(config: Config, out: str, *, refresh: bool = False, as_of: str = "") -> Any:
     """Event log → request rows in `out`; returns the report. Raises DataError."""
     from pipelines.prepare import prepare  # noqa: PLC0415 - imports Ray Data
 
-    return prepare(config.schema, config.data, Path(out))
+    return prepare(config.schema, config.data, Path(out), refresh=refresh, as_of=as_of)
 
 
 def check_rows(config: Config, cache: FooterCache) -> None:

@@ -64,9 +64,11 @@ def write_events(events: list[Event], folder: Path, files: int = 3) -> Path:
 
 def read_rows(folder: Path) -> dict[str, list[Event]]:
     """{segment folder: its rows, file after file}."""
-    segments = sorted(path for path in folder.iterdir() if path.is_dir())
+    segments = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "_")
     return {
-        segment.name: [row for file in sorted(segment.iterdir()) for row in pq.ParquetFile(file).read().to_pylist()]
+        segment.name: [
+            row for file in sorted(segment.glob("*.parquet")) for row in pq.ParquetFile(file).read().to_pylist()
+        ]
         for segment in segments
     }
 
@@ -105,13 +107,14 @@ def _requests(schema: Schema, data: Data, mine: list[Event]) -> list[tuple[str, 
     drafts = []
     done = set()
     for event in mine:
-        if event["request"] in done:
+        request = (event["request"], _day(event))  # a request ends with its day
+        if request in done:
             continue
-        done.add(event["request"])
+        done.add(request)
         if len(earlier(schema, mine, event)) < data.prepare.min_history:
             continue
         row = _statics(schema, event) | _histories(schema, data, mine, event)
-        row |= _lists(schema, "candidates", [other for other in mine if other["request"] == event["request"]])
+        row |= _lists(schema, "candidates", [e for e in mine if (e["request"], _day(e)) == request])
         drafts.append((_day(event), _ordered(schema, row)))
     return drafts
 
