@@ -10,7 +10,8 @@ from pathlib import Path
 class MemoryMeter:
     """`with MemoryMeter() as meter: …`; then, in bytes, meter.peak: the most that this process and all its descendants
     held of their own at one time (RssAnon: without files and libraries that they share); meter.idle: the same before;
-    meter.largest: the most that one of them grew by.
+    meter.largest: the most that one of them grew by; one
+    that is new is compared with the largest task process that was there.
 
     Looks ten times a second. Only Ray's task processes and this one: not its own servers, nor its object store.
     """
@@ -38,7 +39,7 @@ class MemoryMeter:
         while not self._done.wait(0.1):
             now = family_memory()
             self.peak = max(self.peak, sum(now.values()))
-            usual = max(self._before.values(), default=0)
+            usual = max((held for pid, held in self._before.items() if pid != os.getpid()), default=0)
             self.largest = max([self.largest, *(held - self._before.get(pid, usual) for pid, held in now.items())])
 
 

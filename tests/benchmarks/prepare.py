@@ -1,6 +1,6 @@
 """`data prepare`: events a second, memory against its budget, and how both grow with the log.
 
-    python -m tests.benchmarks.prepare [--quick] [--globo clicks.tar.gz] [--memory-mb 512]
+    python -m tests.benchmarks.prepare [--quick | --tiny] [--globo clicks.tar.gz] [--memory-mb 512]
 
 Synthetic logs of 1, 4 and 16 million events in the same eight days, users in proportion; 5 % of all events are one
 user's. The Globo log (a tar.gz of hourly CSV files) when it is given: each click is a row with the clicks before it.
@@ -184,10 +184,12 @@ def main() -> None:
     harness.prepare_process()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the events")
+    parser.add_argument("--tiny", action="store_true", help="a hundredth: only to see that it runs")
     parser.add_argument("--globo", type=Path, help="the Globo log, a tar.gz of hourly CSV files")
     parser.add_argument("--memory-mb", type=int, default=512)
     options = parser.parse_args()
-    sizes = {f"{m} M": m * (100_000 if options.quick else 1_000_000) for m in MILLIONS}
+    share = 10_000 if options.tiny else 100_000 if options.quick else 1_000_000
+    sizes = {f"{m * share / 1_000_000:g} M": m * share for m in MILLIONS}
     budget = options.memory_mb
     harness.show("synthetic", {"days": DAYS, "events a request": 4, "history": 50, "giant user": "5 % of all events"})
     harness.show("budget", {"MiB": budget})

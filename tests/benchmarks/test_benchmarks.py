@@ -20,6 +20,14 @@ KEYS = {
     },
     "plan": {"serial_over_parallel", "sixteen_threads_over_parallel", "plan_seconds", "peak_mb"},
     "recording": {"over_unrecorded"},
+    "prepare": {
+        "time_4_over_1",
+        "time_16_over_4",
+        "cpu_4_over_1",
+        "cpu_16_over_4",
+        "memory_16_over_1",
+        "memory_over_budget",
+    },
     "ingest": {"floor_share", "floor_share_threads", "over_ray_stock", "over_ray_stock_threads"},
 }
 
@@ -31,6 +39,7 @@ KEYS = {
         "train_step",
         "plan",
         pytest.param("recording", marks=pytest.mark.slow),
+        pytest.param("prepare", marks=pytest.mark.slow),
         pytest.param("ingest", marks=pytest.mark.slow),
     ],
 )
