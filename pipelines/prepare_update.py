@@ -8,6 +8,7 @@ new files, later days    → added, from the users' tails after the last day; th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipelines.prepare_read import read_unit
 from pipelines.storage import resolve
 
 FileFacts = dict[str, dict[str, Any]]
+THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,15 @@ class There:
 
 def file_facts(paths: Iterable[str]) -> FileFacts:
     """{path: {"bytes", "modified"}}: by these a file is known to be the same."""
-    facts: FileFacts = {}
-    for path in paths:
+
+    def look(path: str) -> dict[str, Any]:
         file_system, inner = resolve(path)
         info = file_system.get_file_info(inner)
-        facts[path] = {"bytes": info.size, "modified": info.mtime_ns}
-    return facts
+        return {"bytes": info.size, "modified": info.mtime_ns}
+
+    paths = list(paths)
+    with ThreadPoolExecutor(THREADS, "files") as pool:
+        return dict(zip(paths, pool.map(look, paths), strict=True))
 
 
 def differences(there: There, now: FileFacts) -> tuple[set[str], set[str], set[str]]:

@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from tests.benchmarks.memory import MemoryMeter
 FIRST_DAY = 1_763_596_800
 DAYS = 8
 FILE_EVENTS = 500_000
+LAST_DAY = FIRST_DAY + 86_400 * (DAYS - 1)
 MILLIONS = (1, 4, 16)
 
 
@@ -53,8 +55,10 @@ def write_clicks(folder: Path, events: int, *, giant: float = 0.05, seed: int = 
     requests, users = events // 4, max(events // 50, 1)
     time_Q = FIRST_DAY + np.sort(rng.integers(0, DAYS * 86_400, requests))
     user_Q = np.where(rng.random(requests) < giant, 0, 1 + rng.zipf(1.3, requests) % users)
-    for index, first in enumerate(range(0, requests, FILE_EVENTS // 4)):
-        part = np.repeat(np.arange(first, min(first + FILE_EVENTS // 4, requests)), 4)
+    day_starts = np.searchsorted(time_Q, FIRST_DAY + 86_400 * np.arange(DAYS + 1)).tolist()
+    cuts = [(a, min(a + FILE_EVENTS // 4, e)) for s, e in pairwise(day_starts) for a in range(s, e, FILE_EVENTS // 4)]
+    for index, (first, end) in enumerate(cuts):  # a file is of one day
+        part = np.repeat(np.arange(first, end), 4)
         item = rng.zipf(1.2, len(part)) % 100_000
         table = pa.table(
             {
@@ -151,15 +155,28 @@ def write_globo(archive: Path, folder: Path) -> Path:
     return folder
 
 
-def measure(schema: Schema, log: Path, out: Path, settings: Prepare) -> Figures:
-    """One run of `data prepare`; the rows are removed again."""
+def measure(schema: Schema, log: Path, out: Path, settings: Prepare, *, keep: bool = False) -> Figures:
+    """One run of `data prepare`; the rows are removed again unless they are to be kept."""
     with harness.CpuMeter() as cpu, MemoryMeter() as memory:
         started = time.perf_counter()
         report = prepare(schema, Data(rows=str(out), prepare=settings), out)
         wall = time.perf_counter() - started
     size = sum(path.stat().st_size for path in out.glob("*/*.parquet"))
-    shutil.rmtree(out)
+    if not keep:
+        shutil.rmtree(out)
     return Figures(report, wall, cpu.seconds, memory, size)
+
+
+def measure_day(schema: Schema, log: Path, out: Path, settings: Prepare) -> Figures:
+    """The last day, added to the others. Its files are those of the last eighth of the log."""
+    files = sorted(log.glob("*.parquet"))
+    later = [path for path in files if pq.read_table(path, columns=["time"])["time"][0].as_py() >= LAST_DAY]
+    for path in later:
+        path.rename(path.with_suffix(".later"))
+    measure(schema, log, out, settings, keep=True)
+    for path in later:
+        path.with_suffix(".later").rename(path)
+    return measure(schema, log, out, settings)
 
 
 def line(name: str, figures: Figures) -> list[str]:
@@ -203,8 +220,11 @@ def main() -> None:
             log = write_clicks(work / "log", events)
             settings = Prepare(log=str(log), request="request", memory_mb=budget)
             found[name] = measure(clicks_schema(), log, work / "rows", settings)
-            shutil.rmtree(log)
             rows.append(line(name, found[name]))
+            if events == 4 * share:
+                day = measure_day(clicks_schema(), log, work / "rows", settings)
+                rows.append(line("its last day, added", day))
+            shutil.rmtree(log)
         if options.globo:
             log = write_globo(options.globo, work / "log")
             globo = measure(globo_schema(), log, work / "rows", Prepare(log=str(log), memory_mb=budget))
@@ -218,6 +238,7 @@ def main() -> None:
         "cpu_4_over_1": four.cpu / one.cpu,
         "cpu_16_over_4": sixteen.cpu / four.cpu,
         "memory_16_over_1": sixteen.memory.growth / one.memory.growth,
+        "rebuild_over_added_day": four.cpu / day.cpu,
         "memory_over_budget": max(f.memory.growth for f in found.values()) / (budget * 2**20),
     }
     harness.finish("prepare", ratios, threads=1)

@@ -27,6 +27,7 @@ KEYS = {
         "cpu_16_over_4",
         "memory_16_over_1",
         "memory_over_budget",
+        "rebuild_over_added_day",
     },
     "ingest": {"floor_share", "floor_share_threads", "over_ray_stock", "over_ray_stock_threads"},
 }

@@ -309,3 +309,19 @@ def test_a_folder_with_something_in_it_is_never_written_over(log: Path, tmp_path
 def test_the_ray_of_the_process_is_used_and_left_running(log: Path, tmp_path: Path) -> None:
     run(ORDERED, log, tmp_path / "rows", request="request", tie_keys=("place",))
     assert ray.is_initialized()
+
+
+def test_days_are_added_and_refreshed_by_ray_tasks(tmp_path: Path) -> None:
+    out, days = tmp_path / "rows", sorted({event["time"] // 86_400 for event in EVENTS})
+    parts = {day: [event for event in EVENTS if event["time"] // 86_400 == day] for day in days}
+    for number, day in enumerate(days):
+        late = parts[days[0]][:3] if number == 2 else []
+        mine = parts[day][3:] if number == 0 else parts[day]
+        write_events([*mine, *late], tmp_path / "log" / str(day), files=1)
+        report, data = run(SEVERAL, tmp_path / "log", out, **WITH_FILTERS)
+    assert sum(report.late.values()) == 3
+    report = prepare(SEVERAL, data, out, refresh=True)
+    assert {segment.version for segment in report.segments} == {1, 2}
+    run(SEVERAL, tmp_path / "log", tmp_path / "rebuilt", **WITH_FILTERS)
+    assert read_rows(out) == read_rows(tmp_path / "rebuilt")
+    assert ray.is_initialized()
