@@ -56,6 +56,7 @@ def slices(work: Work, partition: int, cuts: Sequence[Key]) -> Iterator[Slice]:
             segment_E = segment_codes(work.job, events, cuts)
             rows = _rows(work, events, segment_E, 0)
             yield Slice(events, segment_E, rows, work.states, whole=len(groups) == 1)
+            del events, segment_E, rows  # before the next are read
         else:
             yield from _by_user(work, partition, folder, places[0], cuts)
 
@@ -144,6 +145,7 @@ def _in_time(work: Work, folder: str, places: Sequence[int], cuts: Sequence[Key]
         if not last:
             keep_E = _tail(job, events, start)
             tail, done = events.table.filter(pa.array(keep_E)), int(np.count_nonzero(keep_E[:start]))
+        del events, segment_E, rows  # before the next are read
 
 
 def _finished(job: Job, rows: Rows, end: int) -> tuple[Rows, int]:
