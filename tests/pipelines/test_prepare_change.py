@@ -143,6 +143,26 @@ def test_a_refresh_takes_in_changed_and_removed_files(tmp_path: Path) -> None:
     assert contents(out) == contents(tmp_path / "changed")
 
 
+@pytest.mark.parametrize("split", ["fractions", "users"])
+def test_other_splits_are_renewed_as_a_whole(split: str, tmp_path: Path) -> None:
+    schema, settings = CASES["history, ties ordered, fractions"]
+    settings = settings | {"split": split}
+    events = random_events(seed=21)
+    log, out = tmp_path / "log", tmp_path / "rows"
+    write_days(log, events, *DAYS[:2])
+    make(schema, log, out, **settings)
+    before = contents(out)
+    write_days(log, events, DAYS[2])
+    with pytest.raises(DataError, match="only days are added"):
+        make(schema, log, out, **settings)
+    assert contents(out) == before
+    make(schema, log, out, refresh=True, **settings)
+    make(schema, log, tmp_path / "rebuilt", **settings)
+    assert contents(out) == contents(tmp_path / "rebuilt")
+    assert set(versions(out).values()) == {2}
+    assert make(schema, log, out, refresh=True, **settings).events == 0
+
+
 def test_files_that_hold_two_days_are_read_for_the_later_one(tmp_path: Path) -> None:
     events = random_events(seed=20)
     log, out = tmp_path / "log", tmp_path / "rows"
