@@ -163,7 +163,7 @@ class _Changed:
 
 
 def _facts(job: Job) -> FileFacts:
-    return file_facts(dict.fromkeys(unit.path for unit in job.units))
+    return file_facts(list(dict.fromkeys(unit.path for unit in job.units)))
 
 
 def _days(files: FileFacts) -> set[int]:

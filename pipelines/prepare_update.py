@@ -7,8 +7,7 @@ new files, later days    → added, from the users' tails after the last day; th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +17,9 @@ from pipelines.errors import DataError
 from pipelines.prepare_events import DAY_MICROS, micros
 from pipelines.prepare_job import Job, Unit
 from pipelines.prepare_read import read_unit
-from pipelines.storage import resolve
+from pipelines.storage import stat_files
 
 FileFacts = dict[str, dict[str, Any]]
-THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -52,17 +50,10 @@ class There:
         self.files: FileFacts = {path: _with_days(facts) for path, facts in manifest["files"].items()}
 
 
-def file_facts(paths: Iterable[str]) -> FileFacts:
+def file_facts(paths: Sequence[str]) -> FileFacts:
     """{path: {"bytes", "modified"}}: by these a file is known to be the same."""
-
-    def look(path: str) -> dict[str, Any]:
-        file_system, inner = resolve(path)
-        info = file_system.get_file_info(inner)
-        return {"bytes": info.size, "modified": info.mtime_ns}
-
-    paths = list(paths)
-    with ThreadPoolExecutor(THREADS, "files") as pool:
-        return dict(zip(paths, pool.map(look, paths), strict=True))
+    found = zip(paths, stat_files(paths), strict=True)
+    return {path: {"bytes": file.size, "modified": file.changed} for path, file in found if file is not None}
 
 
 def differences(there: There, now: FileFacts) -> tuple[set[str], set[str], set[str]]:
