@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.batch import Batch, Float64, Int64
 from pipelines.clocks import hide_unknown_actions, read_clocks, request_ids
-from pipelines.collate import WindowArrays, collate, window_arrays
+from pipelines.collate import Pick, WindowArrays, collate, window_arrays
 from pipelines.kernels import deal_by_cost
 from pipelines.load import load_rows
 from pipelines.reading import Reading, RowCost
@@ -29,14 +29,16 @@ def carry_window(window: Window, reading: Reading, world_size: int, ranks: Itera
         arrays = load_window(window, reading)
     order = window.order()
     cost_R = row_costs(arrays, reading.cost)
-    batches: dict[int, list[Batch]] = {rank: [] for rank in ranks}
+    wanted, picks = list(ranks), []
     for index in range(window.batches):
         rows = order[index * window.global_batch : (index + 1) * window.global_batch]
         dealt = deal(cost_R[rows], world_size)
         position = window.position(index)
-        for rank, taken in batches.items():
+        for rank in wanted:
             mine = rows[dealt == rank]
-            taken.append(collate(arrays, mine, position) if len(mine) else collate(arrays, rows[:1], position, True))
+            picks.append(Pick(mine, position) if len(mine) else Pick(rows[:1], position, filler=True))
+    made = collate(arrays, picks)
+    batches = {rank: made[place :: len(wanted)] for place, rank in enumerate(wanted)}
     if retried.count:  # told once a window, whoever reads it
         told = batches[min(batches)]
         told[0] = replace(told[0], retries=retried.count)

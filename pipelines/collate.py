@@ -9,24 +9,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.batch import Array, Batch, FieldIds, Float32, Int64, Position, TableIds
+from pipelines.batch import Array, Batch, FieldIds, Float32, Int32, Int64, Position, TableIds
 from pipelines.clocks import Clocks
 from pipelines.compiled import address
 from pipelines.decode import Rows
 from pipelines.kernels import gather
 from pipelines.schema import INPUT_ROLES, TABLE_KINDS, Schema
 from pipelines.supervision import Supervision
-from pipelines.unique_kernel import SCRATCH, count_values, unique_values
+from pipelines.unique_kernel import SCRATCH, count_values, pack_used, unique_values
+
+Unique = tuple[dict[str, TableIds], dict[str, FieldIds]]
 
 
 @dataclass(frozen=True)
 class IdColumns:
-    """Where a window's ids are, for the kernels. names: table by table. values, inner_starts, inner_lengths: addresses
-    (inner: of `ids` columns, else 0); group: [C] index into the groups; first: [T + 1] first column of each table.
-    alive: the arrays behind the addresses."""
+    """Where a window's ids are, for the kernels. names, table_of: of each column, table by table. values, inner_starts,
+    inner_lengths: addresses (inner: of `ids` columns, else 0); group: [C] index into the groups; first: [T + 1] first
+    column of each table. alive: the arrays behind the addresses."""
 
     tables: tuple[str, ...]
     names: tuple[str, ...]
+    table_of: tuple[str, ...]
     values: Int64
     inner_starts: Int64
     inner_lengths: Int64
@@ -104,14 +107,32 @@ def _id_columns(schema: Schema, rows: Rows, groups: tuple[str, ...]) -> IdColumn
     group_C = [place[schema.columns[name].group] for name in names]
     first_T = np.cumsum([0, *(len(columns) for columns in tables.values())])
     values, starts, lengths, group = (np.array(part, np.int64) for part in (values_C, starts_C, lengths_C, group_C))
-    return IdColumns(tuple(tables), tuple(names), values, starts, lengths, group, first_T, tuple(alive))
+    table_of = [table for table, columns in tables.items() for _ in columns]
+    return IdColumns(
+        tuple(tables), tuple(names), tuple(table_of), values, starts, lengths, group, first_T, tuple(alive)
+    )
 
 
-def collate(window: WindowArrays, row_R: Int64, position: Position, filler: bool = False) -> Batch:
-    """The batch of these rows of the window, in this order. filler: no row counts: weights and counts are 0."""
+@dataclass(frozen=True)
+class Pick:
+    """A batch to be: rows of the window, in order. filler: no row counts: weights and counts are 0."""
+
+    row_R: Int64
+    position: Position
+    filler: bool = False
+
+
+def collate(window: WindowArrays, picks: list[Pick]) -> list[Batch]:
+    """The batches of these rows of the window. All at once: a column is gone through while it is in the cache."""
+    taken, whole = _take(window, picks)
+    unique = _unique(window, taken, picks, whole)
+    return [_batch(window, *each) for each in zip(picks, taken, unique, strict=True)]
+
+
+def _batch(window: WindowArrays, pick: Pick, taken: Taken, unique: Unique) -> Batch:
     schema, rows, clocks = window.schema, window.rows, window.clocks
-    taken = _take(window, row_R)
-    tables, fields = _fields(window, taken, filler)
+    row_R, filler = pick.row_R, pick.filler
+    tables, fields = unique
     histories = list(schema.histories)
     lengths = {group: taken.lengths_GR[g].astype(np.int32) for g, group in enumerate(window.groups) if group}
     times = _of_histories(taken, clocks.times, {})
@@ -122,7 +143,7 @@ def collate(window: WindowArrays, row_R: Int64, position: Position, filler: bool
     weights = _supervised(window, taken, taught.weights, filler)
     corrected = taught.metric_weights is not taught.weights
     return Batch(
-        position=position,
+        position=pick.position,
         rows=len(row_R),
         tables=tables,
         fields=fields,
@@ -147,14 +168,21 @@ def collate(window: WindowArrays, row_R: Int64, position: Position, filler: bool
     )
 
 
-def _take(window: WindowArrays, row_R: Int64) -> Taken:
+def _take(window: WindowArrays, picks: list[Pick]) -> tuple[list[Taken], tuple[Int64, Int64]]:
+    """Of each batch, and starts and lengths of all: what theirs are views of."""
     kept = window.clocks.kept
-    shape = (len(window.groups), len(row_R))
-    starts_GR, lengths_GR = np.empty(shape, np.int64), np.empty(shape, np.int64)
+    row_R = np.concatenate([pick.row_R for pick in picks])
+    starts_GR, lengths_GR = np.empty((2, len(window.groups), len(row_R)), np.int64)
     for g, group in enumerate(window.groups):
         starts_GR[g] = kept[group].starts[row_R] if group else row_R
         lengths_GR[g] = kept[group].lengths[row_R] if group else 1
-    return Taken(row_R, window.groups, starts_GR, lengths_GR, lengths_GR.sum(1).tolist())
+    taken, begin = [], 0
+    for pick in picks:
+        part = slice(begin, begin + len(pick.row_R))
+        begin = part.stop
+        totals = lengths_GR[:, part].sum(1).tolist()
+        taken.append(Taken(pick.row_R, window.groups, starts_GR[:, part], lengths_GR[:, part], totals))
+    return taken, (starts_GR, lengths_GR)
 
 
 def _of_histories(taken: Taken, values: dict[str, Int64], gathered: dict[int, Int64]) -> dict[str, Int64]:
@@ -175,36 +203,39 @@ def _supervised(window: WindowArrays, taken: Taken, values: dict[str, Float32], 
     return {task: np.zeros_like(column) for task, column in found.items()} if filler else found
 
 
-def _fields(window: WindowArrays, taken: Taken, filler: bool) -> tuple[dict[str, TableIds], dict[str, FieldIds]]:
-    """Unique ids of each table, and every column's places among them. Slices of three arrays."""
+def _unique(window: WindowArrays, taken: list[Taken], picks: list[Pick], whole: tuple[Int64, Int64]) -> list[Unique]:
+    """Unique ids of each table, and every column's places among them, of each batch. Slices of three arrays."""
     ids = window.ids
-    group_starts, group_lengths = taken.starts_GR, taken.lengths_GR
-    ends_C, ends_T = np.empty(len(ids.names), np.int64), np.empty(len(ids.tables), np.int64)
-    count_values(ids.inner_starts, ids.inner_lengths, ids.group, group_starts, group_lengths, ends_C)
-    total = int(ends_C[-1]) if len(ends_C) else 0
-    bounds_T = np.append(0, ends_C)[ids.first]
-    ids_V, counts_V, wide, narrow = SCRATCH.room(total, int(np.diff(bounds_T).max(initial=0)))
-    inverse_V = np.empty(total, np.int32)
+    rows_B = np.cumsum([0, *(len(pick.row_R) for pick in picks)])
+    begins_BC = np.empty((len(picks), len(ids.names) + 1), np.int64)
+    count_values(ids.inner_starts, ids.inner_lengths, ids.group, *whole, rows_B, begins_BC)
+    total, largest = int(begins_BC[-1, -1]), int(np.diff(begins_BC[:, ids.first], axis=1).max(initial=0))
+    ids_V, counts_V, wide, narrow = SCRATCH.room(total, largest)
+    inverse_V, used_BT = np.empty(total, np.int32), np.empty((len(picks), len(ids.tables)), np.int64)
     unique_values(
-        ids.values, ids.inner_starts, ids.inner_lengths, ids.group, ids.first, group_starts, group_lengths, ends_C,
-        wide, narrow, inverse_V, ids_V, counts_V, ends_T,
+        ids.values, ids.inner_starts, ids.inner_lengths, ids.group, ids.first, *whole, rows_B, begins_BC,
+        wide, narrow, inverse_V, ids_V, counts_V, used_BT,
     )  # fmt: skip
-    used = int(ends_T[-1]) if len(ends_T) else 0
-    ids_U, counts_U = ids_V[:used].copy(), np.zeros(used, np.int64) if filler else counts_V[:used].copy()
-    tables, fields = {}, {}
-    begin = 0
-    for table, end in zip(ids.tables, ends_T.tolist(), strict=True):
-        tables[table] = TableIds(ids_U[begin:end], counts_U[begin:end])
-        begin = end
-    begin, c = 0, 0
-    ends, firsts = ends_C.tolist(), ids.first.tolist()
-    for t, table in enumerate(ids.tables):
-        for c in range(firsts[t], firsts[t + 1]):
-            name = ids.names[c]
+    ids_U, counts_U = np.empty((2, int(used_BT.sum())), np.int64)
+    pack_used(begins_BC, ids.first, used_BT, ids_V, counts_V, ids_U, counts_U)
+    found, end = [], 0
+    for b, pick in enumerate(picks):
+        tables, used = {}, used_BT[b].tolist()
+        for table, size in zip(ids.tables, used, strict=True):
+            begin, end = end, end + size
+            counts = np.zeros(size, np.int64) if pick.filler else counts_U[begin:end]
+            tables[table] = TableIds(ids_U[begin:end], counts)
+        found.append((tables, _fields(window, taken[b], inverse_V, begins_BC[b].tolist())))
+    return found
+
+
+def _fields(window: WindowArrays, taken: Taken, inverse_V: Int32, begins_C: list[int]) -> dict[str, FieldIds]:
+    ids, fields = window.ids, {}
+    for c, (name, table) in enumerate(zip(ids.names, ids.table_of, strict=True)):
+        lengths = None
+        if ids.inner_starts[c]:
             inner = window.rows.columns[name].lengths
-            lengths = None
-            if inner is not None:
-                lengths = taken.of(inner, taken.groups[ids.group[c]]).astype(np.int32)
-            fields[name] = FieldIds(table, inverse_V[begin : ends[c]], lengths)
-            begin = ends[c]
-    return tables, fields
+            assert inner is not None
+            lengths = taken.of(inner, taken.groups[ids.group[c]]).astype(np.int32)
+        fields[name] = FieldIds(table, inverse_V[begins_C[c] : begins_C[c + 1]], lengths)
+    return fields

@@ -1,7 +1,7 @@
-"""The ids of a batch, each once: gathered from the window's columns, ranked and counted, table by table.
+"""The ids of each batch, each once: gathered from the window's columns, ranked and counted, table by table.
 
-Sizes: C id columns, those of one table side by side · T tables · G groups (0 = static) · R rows · V values of all
-columns · U unique ids of all tables · N values of the largest table.
+Sizes: B batches · C id columns, those of one table side by side · T tables · G groups (0 = static) · R rows, of all
+batches · V values, batch after batch, column after column · U unique ids, batch after batch, table after table.
 """
 
 from __future__ import annotations
@@ -220,57 +220,79 @@ def _scatter(count, keys_U, order_U, spare_U, spare_order_U, base, shift, bucket
     return fullest
 
 
-@kernel(READ_I64, READ_I64, READ_I64, I64_GR, I64_GR, I64)
-def count_values(inner_starts_C, inner_lengths_C, group_C, starts_GR, lengths_GR, ends_C):  # type: ignore[no-untyped-def]
-    """ends_C: values of all columns up to each one's end, in these rows. inner_…: addresses, of `ids` columns (else
-    0)."""
+@inline
+def _rank(raw_V, wide, narrow, inverse_V, ids_V, counts_V):  # type: ignore[no-untyped-def]
+    """Unique ids, counts and inverse of these values, the way that suits their range. Returns the unique ids."""
+    count = len(raw_V)
+    if not count:
+        return 0
+    lowest, highest = raw_V[0], raw_V[0]
+    for v in range(count):
+        lowest = min(lowest, raw_V[v])
+        highest = max(highest, raw_V[v])
+    span = np.uint64(highest) - np.uint64(lowest)
+    if span < np.uint64(count):
+        return _rank_by_table(raw_V, lowest, span, narrow, inverse_V, ids_V, counts_V)
+    if span < np.uint64(DENSE_BITS * count):
+        return _rank_by_bitmap(raw_V, lowest, span, wide, narrow, inverse_V, ids_V, counts_V)
+    return _rank_by_hash(raw_V, wide, narrow, inverse_V, ids_V, counts_V)
+
+
+@kernel(READ_I64, READ_I64, READ_I64, I64_GR, I64_GR, READ_I64, I64_GR)
+def count_values(inner_starts_C, inner_lengths_C, group_C, starts_GR, lengths_GR, rows_B, begins_BC):  # type: ignore[no-untyped-def]
+    """Where each column's values begin, batch after batch; at [b, C] the batch ends. [B, C + 1]
+
+    inner_…: addresses, of `ids` columns (else 0). starts, lengths: of the rows of all batches. rows_B: first row of
+    each batch, and R.
+    """
     total = 0
-    for c in range(len(group_C)):
-        g = group_C[c]
-        for r in range(starts_GR.shape[1]):
-            if inner_starts_C[c]:
-                many = int64_at(inner_lengths_C[c])
-                for position in range(starts_GR[g, r], starts_GR[g, r] + lengths_GR[g, r]):
-                    total += many[position]
-            else:
-                total += lengths_GR[g, r]
-        ends_C[c] = total
+    for b in range(len(rows_B) - 1):
+        for c in range(len(group_C)):
+            begins_BC[b, c] = total
+            g = group_C[c]
+            for r in range(rows_B[b], rows_B[b + 1]):
+                if inner_starts_C[c]:
+                    many = int64_at(inner_lengths_C[c])
+                    for position in range(starts_GR[g, r], starts_GR[g, r] + lengths_GR[g, r]):
+                        total += many[position]
+                else:
+                    total += lengths_GR[g, r]
+        begins_BC[b, len(group_C)] = total
 
 
 @kernel(
-    READ_I64, READ_I64, READ_I64, READ_I64, READ_I64, I64_GR, I64_GR, READ_I64,
-    I64, I32, I32, I64, I64, I64,
+    READ_I64, READ_I64, READ_I64, READ_I64, READ_I64, I64_GR, I64_GR, READ_I64, I64_GR,
+    I64, I32, I32, I64, I64, I64_GR,
 )  # fmt: skip
 def unique_values(  # type: ignore[no-untyped-def]
-    values_C, inner_starts_C, inner_lengths_C, group_C, first_T, starts_GR, lengths_GR, ends_C,
-    wide, narrow, inverse_V, ids_U, counts_U, ends_T,
+    values_C, inner_starts_C, inner_lengths_C, group_C, first_T, starts_GR, lengths_GR, rows_B, begins_BC,
+    wide, narrow, inverse_V, ids_V, counts_V, used_BT,
 ):  # fmt: skip
-    """Fills inverse_V; ids_U and counts_U up to ends_T[-1], ids ascending within a table; ends_T.
+    """Fills inverse_V, and from where a table's values begin ids_V (ascending) and counts_V, used_BT of each.
 
-    values_C, inner_…: addresses. first_T: first column of each table, and C. wide, narrow: working memory.
+    A table's columns are gone through for all batches while they are in the cache. values_C, inner_…: addresses.
+    first_T: first column of each table, and C. wide, narrow: working memory.
     """
-    used = 0
     for t in range(len(first_T) - 1):
-        begin = ends_C[first_T[t] - 1] if first_T[t] else 0
-        count = ends_C[first_T[t + 1] - 1] - begin
-        raw_V = wide[:count]
-        at = 0
-        for c in range(first_T[t], first_T[t + 1]):
-            g = group_C[c]
-            at = _gather(g, values_C[c], inner_starts_C[c], inner_lengths_C[c], starts_GR[g], lengths_GR[g], raw_V, at)
-        if count:
-            lowest, highest = raw_V[0], raw_V[0]
-            for v in range(count):
-                lowest = min(lowest, raw_V[v])
-                highest = max(highest, raw_V[v])
-            span = np.uint64(highest) - np.uint64(lowest)
-            inverse = inverse_V[begin : begin + count]
-            if span < np.uint64(count):
-                used += _rank_by_table(raw_V, lowest, span, narrow, inverse, ids_U[used:], counts_U[used:])
-            elif span < np.uint64(DENSE_BITS * count):
-                used += _rank_by_bitmap(
-                    raw_V, lowest, span, wide[count:], narrow, inverse, ids_U[used:], counts_U[used:]
-                )
-            else:
-                used += _rank_by_hash(raw_V, wide[count:], narrow, inverse, ids_U[used:], counts_U[used:])
-        ends_T[t] = used
+        for b in range(len(rows_B) - 1):
+            begin, end = begins_BC[b, first_T[t]], begins_BC[b, first_T[t + 1]]
+            raw_V, at = wide[: end - begin], 0
+            for c in range(first_T[t], first_T[t + 1]):
+                g = group_C[c]
+                starts_R = starts_GR[g][rows_B[b] : rows_B[b + 1]]
+                lengths_R = lengths_GR[g][rows_B[b] : rows_B[b + 1]]
+                at = _gather(g, values_C[c], inner_starts_C[c], inner_lengths_C[c], starts_R, lengths_R, raw_V, at)
+            inverse, ids, counts = inverse_V[begin:end], ids_V[begin:end], counts_V[begin:end]
+            used_BT[b, t] = _rank(raw_V, wide[end - begin :], narrow, inverse, ids, counts)
+
+
+@kernel(I64_GR, READ_I64, I64_GR, I64, I64, I64, I64)
+def pack_used(begins_BC, first_T, used_BT, ids_V, counts_V, ids_U, counts_U):  # type: ignore[no-untyped-def]
+    """What `unique_values` has left of ids and counts, without the gaps."""
+    u = 0
+    for b in range(len(used_BT)):
+        for t in range(used_BT.shape[1]):
+            begin = begins_BC[b, first_T[t]]
+            for v in range(begin, begin + used_BT[b, t]):
+                ids_U[u], counts_U[u] = ids_V[v], counts_V[v]
+                u += 1

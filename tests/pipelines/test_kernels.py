@@ -32,16 +32,16 @@ def unique(columns: list[np.ndarray], starts: np.ndarray, lengths: np.ndarray) -
     count = len(columns)
     starts_GR, lengths_GR = np.stack([starts * 0, starts]), np.stack([starts * 0, lengths])
     none, group, first = np.zeros(count, np.int64), np.ones(count, np.int64), np.array([0, count])
-    ends_C, ends_T = np.empty(count, np.int64), np.empty(1, np.int64)
-    count_values(none, none, group, starts_GR, lengths_GR, ends_C)
-    total = int(ends_C[-1])
+    rows, begins, used = np.array([0, len(starts)]), np.empty((1, count + 1), np.int64), np.empty((1, 1), np.int64)
+    count_values(none, none, group, starts_GR, lengths_GR, rows, begins)
+    total = int(begins[0, -1])
     ids, counts, wide, narrow = SCRATCH.room(total, total)
     inverse = np.empty(total, np.int32)
     places = np.array([address(column) for column in columns])
     unique_values(
-        places, none, none, group, first, starts_GR, lengths_GR, ends_C, wide, narrow, inverse, ids, counts, ends_T
+        places, none, none, group, first, starts_GR, lengths_GR, rows, begins, wide, narrow, inverse, ids, counts, used
     )
-    return ids[: ends_T[0]].copy(), counts[: ends_T[0]].copy(), inverse
+    return ids[: used[0, 0]].copy(), counts[: used[0, 0]].copy(), inverse
 
 
 def assert_unique(columns: list[np.ndarray], starts: np.ndarray, lengths: np.ndarray) -> None:
