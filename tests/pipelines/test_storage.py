@@ -20,7 +20,7 @@ from pipelines.errors import DataError
 from pipelines.footer_cache import FooterCache
 from pipelines.footers import check_files
 from pipelines.inspect import inspect
-from pipelines.prepare_job import _find_log
+from pipelines.prepare_log import find_log
 from pipelines.read import read_window
 from pipelines.retries import counting_retries, is_transient, retrying
 from pipelines.segments import find_segments, list_segments
@@ -108,7 +108,7 @@ def test_patterns_are_the_same_on_s3_and_on_disk(
 
 
 def test_a_prepare_s_log_may_lie_on_s3(s3: tuple[str, Proxy]) -> None:
-    assert len(_find_log(below(s3[0], "dt=1"))) == 2
+    assert len(find_log(below(s3[0], "dt=1"))) == 2
 
 
 def test_what_is_not_there_on_s3_is_said(s3: tuple[str, Proxy]) -> None:
