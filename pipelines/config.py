@@ -178,7 +178,8 @@ class Data(Frozen):
     sample:        share of requests kept, by a hash of the request id; the rest keep their place with weight 0.
     downsampling:  how to undo that the log holds only a share of what happened.
     executor:      "ray", "threads", or "auto": ray where a Ray runs.
-    windows_ahead: windows in flight before the trainer asks.
+    windows_ahead: windows that an executor of threads reads before the trainer asks.
+    memory_mb:     MiB a node that windows in flight under Ray may take: read, and not yet given to the trainer.
     read_retries:  a read that meets a transient error of the store (a timeout, a lost connection, throttling) is tried
                    again so often, with growing waits.
     gate:          what a segment must be like to be trained; absent = anything.
@@ -201,6 +202,7 @@ class Data(Frozen):
     sample: float = Field(default=1.0, gt=0, le=1)
     executor: Literal["auto", "ray", "threads"] = "auto"
     windows_ahead: int = Field(default=4, gt=0)
+    memory_mb: int = Field(default=512, gt=0)
     read_retries: int = Field(default=READ_RETRIES, ge=0)
     downsampling: Downsampling | None = None
     gate: Gate | None = None

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,19 +18,20 @@ from pipelines.config import Data
 from pipelines.errors import DataError
 from pipelines.windows import Pass, Window
 
-Job = Callable[[], list[Batch] | None]
+Job = Callable[[], Iterable[list[Batch]] | None]
 
 
 @dataclass(frozen=True)
 class Source:
-    """jobs: one a window, in the pass's order; the answer None is the end. close: the rank takes no more of them."""
+    """jobs: each answers with the batches of one or more windows, window after window, in the pass's order; the answer
+    None is the end. close: the rank takes no more of them."""
 
     jobs: Iterator[Job]
     close: Callable[[], None]
 
 
 class Executor(Protocol):
-    """Says how a rank's windows are fetched. threads: at a time. windows_ahead: before they are asked for."""
+    """Says how a rank's windows are fetched. threads: at a time. windows_ahead: jobs before they are asked for."""
 
     threads: int
     windows_ahead: int
@@ -48,38 +49,47 @@ class BatchStream(Iterator[Batch]):
         self._jobs, self._close_source = source.jobs, source.close
         self._windows_ahead, self._skip = windows_ahead, skip
         self._pool = ThreadPoolExecutor(threads, "windows")
-        self._pending: deque[Future[list[Batch] | None]] = deque()
+        self._pending: deque[Future[Iterable[list[Batch]] | None]] = deque()
+        self._windows: Iterator[list[Batch]] = iter(())
         self._ready: deque[Batch] = deque()
         self._closed = False
         self._fill()
 
     def __next__(self) -> Batch:
-        while not self._ready:
-            if self._closed or not self._pending:
-                self.close()
-                raise StopIteration
-            try:
-                carried = self._pending.popleft().result()
-            except BaseException:
-                self.close()
-                raise
-            if carried is None:
-                self.close()
-                continue
-            self._fill()
-            self._ready.extend(carried[self._skip :])
-            self._skip = 0
+        try:
+            while not self._ready:
+                window = next(self._windows, None)
+                if window is not None:
+                    self._ready.extend(window[self._skip :])
+                    self._skip = 0
+                elif not self._fetch():
+                    raise StopIteration
+        except BaseException:
+            self.close()
+            raise
         return self._ready.popleft()
+
+    def _fetch(self) -> bool:
+        """The next job's windows; False at the end."""
+        if self._closed or not self._pending:
+            return False
+        windows = self._pending.popleft().result()
+        if windows is None:
+            return False
+        self._fill()
+        self._windows = iter(windows)
+        return True
 
     def close(self) -> None:
         """Stops; what was fetched and not yet taken is dropped."""
         if self._closed:
             return
         self._closed = True
+        self._close_source()  # first: a job that waits for its turn is told that it is over
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._pending.clear()
+        self._windows = iter(())
         self._ready.clear()
-        self._close_source()
 
     def __enter__(self) -> BatchStream:
         return self
@@ -126,11 +136,11 @@ class ThreadExecutor:
         return Source(jobs, lambda: None)
 
 
-def _carry_one(window: Window, pass_: Pass, world_size: int, rank: int) -> list[Batch]:
-    return carry_window(window, pass_.reading, world_size, [rank])[rank]
+def _carry_one(window: Window, pass_: Pass, world_size: int, rank: int) -> list[list[Batch]]:
+    return [carry_window(window, pass_.reading, world_size, [rank])[rank]]
 
 
-def _fail(error: DataError) -> list[Batch] | None:
+def _fail(error: DataError) -> list[list[Batch]] | None:
     raise error
 
 

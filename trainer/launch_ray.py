@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 ROOT = str(Path(__file__).resolve().parent.parent)
 WATCH_SECONDS = 0.1
-OBJECT_STORE_BYTES = 2 * 2**30  # windows in flight are far smaller; Ray's default would take a third of the memory
+OBJECT_STORE_BYTES = 2 * 2**30  # windows in flight are smaller; Ray's default would take a third of the memory
 # By module, warnings that state what is meant to be: signals stay with the command, a token guards the embedded Ray.
 EXPECTED_WARNINGS = {
     "ray._private.worker": "SIGTERM handler is not set",
@@ -85,7 +85,9 @@ class _Driver:
 
     def run(self) -> None:
         try:
-            with ray_session(self._job.config.launch.ray_address, self._choice.workers, self._choice.threads):
+            config = self._job.config
+            memory_mb = config.data.memory_mb
+            with ray_session(config.launch.ray_address, self._choice.workers, self._choice.threads, memory_mb):
                 self.connected.set()
                 if self._stop.requested():
                     raise KeyboardInterrupt
@@ -194,8 +196,26 @@ def _expected(record: logging.LogRecord) -> bool:
     return not any(text in record.getMessage() for text in EXPECTED_WARNINGS.values())
 
 
+def embedded_settings(num_cpus: int, memory_mb: int) -> dict[str, Any]:
+    """`ray.init` of a Ray of the command's own. memory_mb: of windows in flight."""
+    wanted = max(OBJECT_STORE_BYTES, 2 * memory_mb * 2**20)
+    return {
+        "num_cpus": num_cpus,
+        "include_dashboard": False,
+        "object_store_memory": min(wanted, machine.memory_bytes() // 4),
+        "_system_config": {
+            "enable_metrics_collection": False,
+            # What is read is freed at once, not once a second: the next window then gets warm pages, and fresh ones
+            # cost more than what is written into them (docs/benchmarks/ingest.md).
+            "free_objects_period_milliseconds": 0,
+            # Idle readers stay: trainers and actors count as workers too, and a new process imports for seconds.
+            "num_workers_soft_limit": 2 * num_cpus + 8,
+        },
+    }
+
+
 @contextlib.contextmanager
-def ray_session(address: str, workers: int, threads: int) -> Iterator[None]:
+def ray_session(address: str, workers: int, threads: int, memory_mb: int = 512) -> Iterator[None]:
     """A Ray for one command: embedded and ended with it, or a cluster that is joined and left."""
     os.environ.update({key: value for key, value in QUIET_ENVIRONMENT.items() if key not in os.environ})
     import ray  # noqa: PLC0415 - 1.5 s, and it reads the environment when imported
@@ -211,12 +231,7 @@ def ray_session(address: str, workers: int, threads: int) -> Iterator[None]:
     else:
         os.environ["PYTHONPATH"] = search_path  # an embedded Ray's processes inherit the environment
         # Logical CPUs are ours to give: one a worker, and one a core for reading, so that neither starves.
-        settings = {
-            "num_cpus": workers + machine.cores(),
-            "include_dashboard": False,
-            "object_store_memory": min(OBJECT_STORE_BYTES, machine.memory_bytes() // 8),
-            "_system_config": {"enable_metrics_collection": False},
-        }
+        settings = embedded_settings(workers + machine.cores(), memory_mb)
     try:
         ray.init(log_to_driver=False, logging_level=logging.WARNING, **settings)
     except ConnectionError as error:

@@ -190,7 +190,7 @@ def _executor(data: Data, feed_name: str, purpose: str, announce: Runtime | None
         return ThreadExecutor(data.windows_ahead)
     from pipelines.stream_ray import RayExecutor  # noqa: PLC0415 - Ray is imported where it runs
 
-    return RayExecutor(f"{feed_name}-{purpose}", data.windows_ahead)
+    return RayExecutor(feed_name, purpose, data.memory_mb)
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def threads(world_size: int) -> list[Executor]:
 
 def ray(world_size: int) -> list[Executor]:
     name = f"feed-{next(SEEDS)}"
-    return [RayExecutor(name, windows_ahead=2, num_cpus=0.5) for _ in range(world_size)]
+    return [RayExecutor(name, num_cpus=0.5) for _ in range(world_size)]
 
 
 def rows_of(ranks: list[list[Batch]]) -> list[tuple[Position, frozenset[tuple[int, int]]]]:
@@ -107,13 +107,6 @@ def test_a_rank_may_be_done_before_another_begins(folder: Path, ray_session: Non
     executors = ray(2)
     one_by_one = [list(batches(pass_, 2, rank, None, executors[rank])) for rank in range(2)]
     assert canonical_all(one_by_one) == canonical_all(take_all(pass_, 2, None, threads(2)))
-
-
-def test_long_runs_are_made_of_several_datasets(folder: Path, ray_session: None) -> None:
-    pass_ = make_pass(folder, window_batches=1)
-    executor = RayExecutor(f"feed-{next(SEEDS)}", num_cpus=0.5, windows_a_dataset=6)
-    positions = [batch.position for batch in batches(pass_, 1, 0, None, executor)]
-    assert positions == [window.position(0) for window in pass_.windows_from()]
 
 
 def test_resuming_at_any_batch_is_the_uninterrupted_tail(folder: Path) -> None:
