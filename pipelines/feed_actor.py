@@ -15,6 +15,8 @@ from pipelines.feed_pass import FeedPass
 from pipelines.payload import Carry
 from pipelines.windows import Pass
 
+MEET_SECONDS, MEET_POLLS = 5.0, 100
+
 
 class WindowFeed:
     """The actor. memory_mb: MiB of windows in flight a node. num_cpus: of a read task. Methods run in one event loop;
@@ -26,16 +28,26 @@ class WindowFeed:
         configure()
         nodes = [node for node in ray.nodes() if node["Alive"]]
         self._num_cpus = num_cpus
-        self._slots = max(1, int(ray.cluster_resources().get("CPU", 1) / num_cpus))
+        self._slots = max(1, int(ray.available_resources().get("CPU", 1) / num_cpus))
         self._budget = memory_mb * 2**20 * max(1, len(nodes))
         self._passes: dict[str, FeedPass] = {}
         self._closed: dict[str, dict[str, Any]] = {}
-        self._warming = threading.Thread(target=self._warm, name="feed-warm", daemon=True)
+        self._met = 0
+        own = ray.get_runtime_context().current_actor
+        self._warming = threading.Thread(target=self._warm, args=(own,), name="feed-warm", daemon=True)
         self._warming.start()
 
-    def _warm(self) -> None:
+    def _warm(self, own: Any) -> None:
         with contextlib.suppress(Exception):  # what is wrong shows, with its place, when a pass is opened
-            warm(self._slots, self._num_cpus)
+            warm(own, self._slots, self._num_cpus)
+
+    async def meet(self) -> None:
+        """For `warm`: returns when all its tasks are there, or after a while where Ray has less room than it said."""
+        self._met += 1
+        for _ in range(MEET_POLLS):
+            if self._met > self._slots:  # as many readers as slots, and the task that hands out orders
+                return
+            await asyncio.sleep(MEET_SECONDS / MEET_POLLS)
 
     async def ready(self) -> bool:
         """True once worker processes are there and have imported what they need."""
@@ -63,8 +75,10 @@ class WindowFeed:
 
     async def leave(self, key: str, rank: int) -> None:
         """A rank takes no more of a pass; the last one ends it."""
-        if key in self._passes and await self._passes[key].leave(rank):
-            self._closed[key] = await self._passes.pop(key).account()
+        found = self._passes.get(key)
+        if found is not None and await found.leave(rank):
+            self._closed[key] = await found.account()
+            del self._passes[key]
 
     async def account(self, key: str) -> dict[str, Any]:
         """What became of a pass: see FeedPass.account."""

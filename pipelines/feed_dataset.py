@@ -59,14 +59,29 @@ def hand_out(passes: pa.Table, feed: Any) -> Iterator[pa.Table]:
         number += 1
 
 
-def warm(slots: int, num_cpus: float) -> None:
-    """Starts Ray Data and as many worker processes as there are slots, with what a task imports."""
+def warm(feed: Any, slots: int, num_cpus: float) -> None:
+    """Starts Ray Data and a worker process for each task that will run at once, with what a task imports."""
     import ray.data  # noqa: PLC0415
 
-    tickets = ray.data.from_blocks([pa.table({"slot": [slot]}) for slot in range(slots + 1)])
-    tickets.map_batches(_stay, batch_size=None, batch_format="pyarrow", num_cpus=num_cpus).materialize()
+    start = ray.data.from_blocks([pa.table({"slots": [slots]})])
+    tickets = start.map_batches(
+        _tickets, batch_size=None, batch_format="pyarrow", fn_kwargs={"feed": feed}, num_cpus=0, concurrency=1
+    )
+    tickets.map_batches(
+        _meet, batch_size=None, batch_format="pyarrow", fn_kwargs={"feed": feed}, num_cpus=num_cpus
+    ).materialize()
 
 
-def _stay(ticket: pa.Table) -> pa.Table:
-    """Importing this module was the work."""
+def _tickets(start: pa.Table, feed: Any) -> Iterator[pa.Table]:
+    [slots] = start.column("slots").to_pylist()
+    for slot in range(slots):
+        yield pa.table({"slot": [slot]})
+    _meet(start, feed)
+
+
+def _meet(ticket: pa.Table, feed: Any) -> pa.Table:
+    """Stays until all are there: one process would do all the tickets otherwise. This module's imports are a task's."""
+    import ray  # noqa: PLC0415
+
+    ray.get(feed.meet.remote())
     return ticket

@@ -58,7 +58,8 @@ class FeedPass:
                     self._ordered += 1
                 else:
                     async with self._changed:
-                        await self._changed.wait_for(lambda: self._changes != changes)
+                        while self._changes == changes:
+                            await self._changed.wait()
         # Released orders are asked for only where the asking task is run again: nobody waits for the answer.
         return self._pickled.get(number, NOTHING)
 

@@ -1,9 +1,5 @@
 """Batches between processes of one run: an Arrow block a rank and task, never a file. Imports pipelines, numpy and
-pyarrow only.
-
-A block's payload is one frame a window: [length of the head][head: pickle of (structure, buffer lengths)][buffers],
-arrays out of band (pickle protocol 5), so that a rank's arrays are views of the shared memory its block lies in.
-"""
+pyarrow only."""
 
 from __future__ import annotations
 
@@ -13,60 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.batch import Batch
 from pipelines.carry import carry_window
 from pipelines.errors import DataError
+from pipelines.frames import Packer, unpack
 from pipelines.reading import Reading
 from pipelines.windows import Window
 
-ALIGNMENT = 64
 Carry = Callable[[Window, Reading, int, Iterable[int]], dict[int, list[Batch]]]
-
-
-class Packer:
-    """Frames of one rank, one after the other, in memory that serves task after task: fresh pages are dearer than the
-    copy into them."""
-
-    def __init__(self) -> None:
-        self._memory = np.empty(1 << 20, np.uint8)
-        self.ends: list[int] = []
-
-    def clear(self) -> None:
-        """Begins anew. What `frames` gave before is overwritten: it has been copied into the object store by then."""
-        self.ends = []
-
-    def add(self, batches: list[Batch]) -> None:
-        """One window's batches of the rank."""
-        buffers: list[pickle.PickleBuffer] = []
-        structure = pickle.dumps(batches, protocol=5, buffer_callback=buffers.append)
-        views = [buffer.raw() for buffer in buffers]
-        head = pickle.dumps((structure, [len(view) for view in views]))
-        begin = self.ends[-1] if self.ends else 0
-        first = begin + 8 + len(head)
-        bounds = _bounds(first, [len(view) for view in views])
-        end = bounds[-1][1] if bounds else first
-        end += -end % ALIGNMENT
-        self._reserve(end)
-        memory = self._memory.data
-        memory[begin : begin + 8] = len(head).to_bytes(8, "little")
-        memory[begin + 8 : first] = head
-        for (start, stop), view in zip(bounds, views, strict=True):
-            memory[start:stop] = view
-        self.ends.append(end)
-
-    def frames(self) -> npt.NDArray[np.uint8]:
-        """All of them; a view."""
-        return self._memory[: self.ends[-1] if self.ends else 0]
-
-    def _reserve(self, size: int) -> None:
-        if size > len(self._memory):
-            grown = np.empty(size + size // 2, np.uint8)
-            used = self.ends[-1] if self.ends else 0
-            grown[:used] = self._memory[:used]
-            self._memory = grown
 
 
 _packers: list[Packer] = []  # of this process, one a rank
@@ -122,10 +74,10 @@ def batches_of(block: pa.Table, rank: int) -> Iterator[list[Batch]]:
     the block is this rank's alone.
     """
     assert block.column("rank")[0].as_py() == rank, "blocks of a task come in the order of the ranks"
-    payload = np.asarray(_Shared(block.column("payload").chunk(0)[0].as_buffer())).data
+    payload = np.asarray(_Shared(block.column("payload").chunk(0)[0].as_buffer()))
     begin = 0
     for end in block.column("ends")[0].as_py():
-        yield unpack(payload[begin:end])
+        yield unpack(payload, begin)
         begin = end
     problems, crash = block.column("problems")[0].as_py(), block.column("crash")[0].as_py()
     if problems is not None:
@@ -145,28 +97,3 @@ class _Shared:
             "typestr": "|u1",
             "data": (buffer.address, False),
         }
-
-
-def pack(batches: list[Batch]) -> memoryview:
-    """One window's frame, in memory of its own."""
-    packer = Packer()
-    packer.add(batches)
-    return packer.frames().data
-
-
-def unpack(view: memoryview) -> list[Batch]:
-    """The batches of a frame; their arrays are views of it."""
-    length = int.from_bytes(view[:8], "little")
-    structure, lengths = pickle.loads(view[8 : 8 + length])  # noqa: S301 - made by a Packer in a task of this run
-    buffers = [view[begin:end] for begin, end in _bounds(8 + length, lengths)]
-    batches: list[Batch] = pickle.loads(structure, buffers=buffers)  # noqa: S301 - as above
-    return batches
-
-
-def _bounds(begin: int, lengths: list[int]) -> list[tuple[int, int]]:
-    bounds = []
-    for length in lengths:
-        begin += -begin % ALIGNMENT
-        bounds.append((begin, begin + length))
-        begin += length
-    return bounds

@@ -17,7 +17,7 @@ import pytest
 
 from pipelines.batch import Batch, Position
 from pipelines.errors import DataError
-from pipelines.payload import pack, unpack
+from pipelines.frames import Packer, unpack
 from pipelines.segments import list_segments
 from pipelines.stream import Executor, ThreadExecutor, batches, choose_executor
 from pipelines.stream_ray import RayExecutor
@@ -37,7 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ray_session() -> Iterator[None]:
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    keep = RayExecutor("feed", num_cpus=0.5)  # the feed lives as long as its maker's handle
     yield
+    del keep
     ray.shutdown()
 
 
@@ -66,8 +68,9 @@ def threads(world_size: int) -> list[Executor]:
 
 
 def ray(world_size: int) -> list[Executor]:
-    name = f"feed-{next(SEEDS)}"
-    return [RayExecutor(name, num_cpus=0.5) for _ in range(world_size)]
+    """Executors of one feed; each call of this has passes of its own."""
+    purpose = f"test-{next(SEEDS)}"
+    return [RayExecutor("feed", purpose, num_cpus=0.5) for _ in range(world_size)]
 
 
 def rows_of(ranks: list[list[Batch]]) -> list[tuple[Position, frozenset[tuple[int, int]]]]:
@@ -164,8 +167,12 @@ def test_a_position_of_other_data_is_refused_at_once(folder: Path) -> None:
 
 def test_packing_keeps_every_bit(folder: Path) -> None:
     whole = list(batches(make_pass(folder), 2, 0, None, ThreadExecutor()))
-    assert [canonical(b) for b in unpack(pack(whole))] == [canonical(b) for b in whole]
-    assert unpack(pack([])) == []
+    packer = Packer()
+    for batch in (whole, [], whole[:1]):
+        packer.add(batch)
+    begins = [0, *packer.ends]
+    for begin, expected in zip(begins, (whole, [], whole[:1]), strict=False):
+        assert [canonical(b) for b in unpack(packer.frames(), begin)] == [canonical(b) for b in expected]
 
 
 def test_the_executor_is_chosen_without_importing_ray(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
