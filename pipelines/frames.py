@@ -1,19 +1,16 @@
-"""A window's batches as one stretch of bytes, and back without a copy: arrays apart from what holds them.
+"""A window's batches as one stretch of bytes, and back without a copy.
 
-Many thousand arrays pass here every second, so each costs one line of a table and no pickle of its own. A frame is
-[length of the head][head][arrays, each aligned]. The head holds how batches are put together, which is the same for
-nearly all of them, and each array's place, type and shape.
+Many thousand arrays pass here every second, so none costs a pickle or a copy of its own: all arrays of one type lie end
+to end, written by one concatenation, and are cut again by their lengths. A frame is [length of the head][head][the
+arrays, type by type]; the head says how batches are put together and how long each array is.
 """
 
 from __future__ import annotations
 
-import ast
 import pickle
-import sys
-from collections.abc import Callable
-from dataclasses import fields
-from functools import lru_cache
-from typing import Any
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +18,19 @@ import numpy.typing as npt
 from pipelines.batch import Array, Batch, FieldIds, TableIds
 
 ALIGNMENT = 64
+DICTIONARIES = (
+    "dense", "history_lengths", "times", "clocks", "action_clocks", "labels", "weights", "metric_weights", "offsets",
+)  # fmt: skip
+ARRAYS = ("candidate_lengths", "request_time", "request_clock", "status", "user", "request", "file", "row")
 Bytes = npt.NDArray[np.uint8]
-Builder = Callable[[list[Any], list[Any]], Any]  # (arrays, plain values) → the value
-HOLDERS = {kind.__name__: kind for kind in (Batch, TableIds, FieldIds)}
-NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in HOLDERS.values()}
+
+
+class Form(NamedTuple):
+    """What a batch consists of, its arrays apart: keys of its dictionaries, in their order."""
+
+    tables: tuple[str, ...]
+    fields: tuple[tuple[str, str, bool], ...]  # column, table, whether it has lengths
+    keys: tuple[tuple[str, ...], ...]  # of DICTIONARIES
 
 
 class Packer:
@@ -42,32 +48,43 @@ class Packer:
     def add(self, batches: list[Batch]) -> None:
         """One window's batches of a rank."""
         arrays: list[Array] = []
-        plans = []
+        heads = []
+        forms: dict[Form, Form] = {}  # equal ones are one object, which the head holds once
         for batch in batches:
-            plain: list[Any] = []
-            first, places = len(arrays), dict[int, int]()
-            plan = _take_apart(batch, arrays, plain, places, first)
-            plans.append((sys.intern(repr(plan)), plain, first, len(arrays)))
-        types = sorted({array.dtype.str for array in arrays})
-        code = {name: index for index, name in enumerate(types)}
-        table, offset = [], 0
-        for array in arrays:
-            table.append((offset, code[array.dtype.str], array.shape))
-            offset += array.nbytes + -array.nbytes % ALIGNMENT
-        head = pickle.dumps((plans, types, table), protocol=5)
-        begin = self.ends[-1] if self.ends else 0
-        base = _body(begin, len(head))
-        self._reserve(base + offset)
-        memory = self._memory
-        memory[begin : begin + 8].view(np.int64)[0] = len(head)
-        memory[begin + 8 : begin + 8 + len(head)] = np.frombuffer(head, np.uint8)
-        for array, (place, _, shape) in zip(arrays, table, strict=True):
-            np.ndarray(shape, array.dtype, memory, base + place)[...] = array
-        self.ends.append(base + offset)
+            form = form_of(batch)
+            flat = arrays_of(batch)
+            once = {id(array): array for array in flat}  # an array that stands in several places is kept once
+            places = None
+            if len(once) < len(flat):
+                number = {key: place for place, key in enumerate(once)}
+                places = [number[id(array)] for array in flat]
+            heads.append((forms.setdefault(form, form), batch.position, batch.rows, batch.filler, len(once), places))
+            arrays += once.values()
+        types = list(dict.fromkeys(array.dtype for array in arrays))
+        code = {kind: index for index, kind in enumerate(types)}
+        codes = bytes([code[array.dtype] for array in arrays])
+        lengths = np.array([array.size for array in arrays], np.int64)
+        shapes = {index: array.shape for index, array in enumerate(arrays) if array.ndim != 1}
+        names = [kind.str for kind in types]
+        self._write(pickle.dumps((heads, names, codes, lengths.tobytes(), shapes), protocol=5), arrays, types, codes)
 
     def frames(self) -> Bytes:
         """All of them; a view."""
         return self._memory[: self.ends[-1] if self.ends else 0]
+
+    def _write(self, head: bytes, arrays: list[Array], types: list[np.dtype[Any]], codes: bytes) -> None:
+        groups: list[list[Array]] = [[] for _ in types]
+        for array, code in zip(arrays, codes, strict=True):
+            groups[code].append(array if array.ndim == 1 else array.reshape(-1))
+        begin = self.ends[-1] if self.ends else 0
+        sizes = [sum(array.size for array in group) for group in groups]
+        places = _places(_aligned(begin + 8 + len(head)), sizes, types)
+        self._reserve(places[-1])
+        self._memory[begin : begin + 8].view(np.int64)[0] = len(head)
+        self._memory[begin + 8 : begin + 8 + len(head)] = np.frombuffer(head, np.uint8)
+        for group, place, size, kind in zip(groups, places, sizes, types, strict=False):
+            np.concatenate(group, out=np.ndarray(size, kind, self._memory, place))
+        self.ends.append(places[-1])
 
     def _reserve(self, size: int) -> None:
         if size > len(self._memory):
@@ -79,46 +96,69 @@ class Packer:
 def unpack(memory: Bytes, begin: int = 0) -> list[Batch]:
     """The batches of the frame that begins there; their arrays are views of `memory`."""
     length = int(memory[begin : begin + 8].view(np.int64)[0])
-    plans, types, table = pickle.loads(memory[begin + 8 : begin + 8 + length].data)  # noqa: S301 - of this run's tasks
-    dtypes, base = [np.dtype(name) for name in types], _body(begin, length)
-    arrays = [np.ndarray(shape, dtypes[code], memory, base + place) for place, code, shape in table]
-    return [_builder(plan)(arrays[first:last], plain) for plan, plain, first, last in plans]
+    head = memory[begin + 8 : begin + 8 + length].data
+    heads, names, codes, packed_lengths, shapes = pickle.loads(head)  # noqa: S301 - made by a task of this run
+    types = [np.dtype(name) for name in names]
+    lengths, code_of = np.frombuffer(packed_lengths, np.int64), np.frombuffer(codes, np.uint8)
+    own = [lengths[code_of == code] for code in range(len(types))]
+    sizes = [int(each.sum()) for each in own]
+    places = _places(_aligned(begin + 8 + length), sizes, types)
+    cut = [
+        _slices(np.ndarray(size, kind, memory, place), each.tolist())
+        for kind, size, place, each in zip(types, sizes, places, own, strict=False)
+    ]
+    arrays = [next(cut[code]) for code in codes]
+    for index, shape in shapes.items():
+        arrays[index] = arrays[index].reshape(shape)
+    batches, first = [], 0
+    for form, position, rows, filler, count, again in heads:
+        flat = arrays[first : first + count]
+        first += count
+        batches.append(_rebuilt(form, position, rows, filler, flat if again is None else [flat[i] for i in again]))
+    return batches
 
 
-def _body(begin: int, head: int) -> int:
-    end = begin + 8 + head
-    return end + -end % ALIGNMENT
+def form_of(batch: Batch) -> Form:
+    """A batch without its arrays."""
+    fields = tuple((name, field.table, field.lengths is not None) for name, field in batch.fields.items())
+    return Form(tuple(batch.tables), fields, tuple(tuple(getattr(batch, name)) for name in DICTIONARIES))
 
 
-def _take_apart(value: Any, arrays: list[Array], plain: list[Any], places: dict[int, int], first: int) -> Any:
-    """How the value is put together again. An array that stands in several places is kept once."""
-    kind = type(value)
-    if kind is np.ndarray:
-        place = places.get(id(value))
-        if place is None:
-            place = places[id(value)] = len(arrays) - first
-            arrays.append(value)
-        return place
-    if kind is dict:
-        return tuple((key, _take_apart(each, arrays, plain, places, first)) for key, each in value.items())
-    if kind in NAMES:
-        parts = [_take_apart(getattr(value, name), arrays, plain, places, first) for name in NAMES[kind]]
-        return [kind.__name__, *parts]
-    plain.append(value)
-    return -len(plain)
+def arrays_of(batch: Batch) -> list[Array]:
+    """Its arrays, in the order in which `_rebuilt` takes them."""
+    flat: list[Array] = []
+    for table in batch.tables.values():
+        flat += (table.ids, table.counts)
+    for field in batch.fields.values():
+        flat += (field.inverse,) if field.lengths is None else (field.inverse, field.lengths)
+    for name in DICTIONARIES:
+        flat += getattr(batch, name).values()
+    return flat + [getattr(batch, name) for name in ARRAYS]
 
 
-@lru_cache(maxsize=256)
-def _builder(plan: str) -> Builder:
-    return _compile(ast.literal_eval(plan))
+def _rebuilt(form: Form, position: Any, rows: int, filler: bool, flat: list[Any]) -> Batch:
+    take = iter(flat).__next__
+    tables = {name: TableIds(take(), take()) for name in form.tables}
+    fields = {name: FieldIds(table, take(), take() if ragged else None) for name, table, ragged in form.fields}
+    parts: dict[str, Any] = {}
+    for name, keys in zip(DICTIONARIES, form.keys, strict=True):
+        parts[name] = {key: take() for key in keys}
+    for name in ARRAYS:
+        parts[name] = take()
+    return Batch(position=position, rows=rows, filler=filler, tables=tables, fields=fields, **parts)
 
 
-def _compile(plan: Any) -> Builder:
-    """The opposite of `_take_apart`, made once a plan."""
-    if isinstance(plan, int):
-        return (lambda arrays, plain: arrays[plan]) if plan >= 0 else (lambda arrays, plain: plain[-plan - 1])
-    if isinstance(plan, tuple):
-        parts = [(key, _compile(each)) for key, each in plan]
-        return lambda arrays, plain: {key: build(arrays, plain) for key, build in parts}
-    kind, builders = HOLDERS[plan[0]], [_compile(each) for each in plan[1:]]
-    return lambda arrays, plain: kind(*[build(arrays, plain) for build in builders])
+def _slices(values: Array, lengths: list[int]) -> Iterator[Array]:
+    return (values[begin:end] for begin, end in pairwise(accumulate(lengths, initial=0)))
+
+
+def _places(begin: int, sizes: list[int], types: list[np.dtype[Any]]) -> list[int]:
+    """Where each type's arrays begin, and the end of the last."""
+    places = [begin]
+    for size, kind in zip(sizes, types, strict=True):
+        places.append(_aligned(places[-1] + size * kind.itemsize))
+    return places
+
+
+def _aligned(offset: int) -> int:
+    return offset + -offset % ALIGNMENT
