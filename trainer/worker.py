@@ -14,7 +14,6 @@ from typing import Any
 import torch.distributed as dist
 
 from embeddings.plan import report
-from pipelines.config import Data
 from pipelines.footer_cache import FooterCache
 from pipelines.segments import Segment
 from pipelines.stream import Executor, ThreadExecutor, choose_executor
@@ -65,11 +64,12 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
     config, run_dir = job.config, RunDir(job.run_dir)
     segments = shared_segments(config.data, runtime)
     with _logging_to(run_dir, runtime):
+        executors = _executors(job, runtime)  # before the model: readers start and import while it is made
         assembly = assemble(config, runtime)
         _write_plan(run_dir, config, assembly, runtime)
         telemetry = Telemetry(run_dir, config.telemetry, runtime.rank, tuple(config.schema.tasks))
         try:
-            trainer, evaluator = _join(job, runtime, assembly, segments.train, segments.eval, telemetry)
+            trainer, evaluator = _join(job, runtime, assembly, executors, segments.train, segments.eval, telemetry)
             path = run_dir.latest() if job.resume != "never" else None
             if path is not None:
                 trainer.resume(path)
@@ -95,13 +95,15 @@ def dry_run(job: Job, runtime: Runtime) -> dict[str, Any]:
     segments = shared_segments(config.data, runtime)
     run_dir = RunDir(job.run_dir)
     seconds = {}
+    executors = _executors(job, runtime)
     for step in (1, 2):
         began = time.perf_counter()
         limited = replace(config, train=config.train.model_copy(update={"max_steps": step, "eval_every": 0}))
         assembly = assemble(limited, runtime)
         telemetry = Telemetry(run_dir, limited.telemetry, runtime.rank, tuple(config.schema.tasks), quiet=True)
         try:
-            trainer, _ = _join(replace(job, config=limited), runtime, assembly, segments.train, (), telemetry)
+            limited_job = replace(job, config=limited)
+            trainer, _ = _join(limited_job, runtime, assembly, executors, segments.train, (), telemetry)
             path = run_dir.latest()
             if path is not None:
                 trainer.resume(path)
@@ -123,12 +125,13 @@ def run_evaluation(job: Job, rows: str = "") -> dict[str, Any] | None:
             config = replace(config, data=config.data.model_copy(update={"rows": rows, "exclude": ()}))
             everything = config.data.model_copy(update={"segments": "..", "eval_segments": ""})
             segments = shared_segments(everything, runtime).train
+        executors = _executors(job, runtime)
         assembly = assemble(config, runtime)
         with tempfile.TemporaryDirectory() as scratch:
             telemetry = Telemetry(
                 RunDir(scratch), config.telemetry, runtime.rank, tuple(config.schema.tasks), quiet=True
             )
-            trainer, evaluator = _join(job, runtime, assembly, segments, segments, telemetry)
+            trainer, evaluator = _join(job, runtime, assembly, executors, segments, segments, telemetry)
             path = run_dir.require_latest()
             trainer.resume(path)
             evaluator(assembly.model, trainer.state)
@@ -141,6 +144,7 @@ def _join(
     job: Job,
     runtime: Runtime,
     assembly: Assembly,
+    executors: tuple[Executor, Executor],
     train: tuple[Segment, ...],
     held_out: tuple[Segment, ...],
     telemetry: Telemetry,
@@ -157,18 +161,8 @@ def _join(
     def wants() -> tuple[bool, bool]:
         return job.stop.requested(), runtime.is_first and checkpointer.due_by_minutes()
 
-    executor = _executor(config.data, job.feed_name, "train", runtime)
-    evaluator = Evaluator(
-        config,
-        held_out,
-        assembly.mapper,
-        runtime,
-        _executor(config.data, job.feed_name, "eval", None),
-        telemetry,
-        cache,
-        quarantine,
-        cost,
-    )
+    executor, evaluation = executors
+    evaluator = Evaluator(config, held_out, assembly.mapper, runtime, evaluation, telemetry, cache, quarantine, cost)
     trainer = Trainer(
         config,
         assembly,
@@ -182,15 +176,18 @@ def _join(
     return trainer, evaluator
 
 
-def _executor(data: Data, feed_name: str, purpose: str, announce: Runtime | None) -> Executor:
+def _executors(job: Job, runtime: Runtime) -> tuple[Executor, Executor]:
+    """Of training and of evaluation: one feed, where a Ray carries the windows."""
+    data = job.config.data
     name, reason = choose_executor(data)
-    if announce is not None and announce.is_first:
+    if runtime.is_first:
         log.info("reading by %s: %s", name, reason)
     if name == "threads":
-        return ThreadExecutor(data.windows_ahead)
+        return ThreadExecutor(data.windows_ahead), ThreadExecutor(data.windows_ahead)
     from pipelines.stream_ray import RayExecutor  # noqa: PLC0415 - Ray is imported where it runs
 
-    return RayExecutor(feed_name, purpose, data.memory_mb)
+    training, evaluation = (RayExecutor(job.feed_name, purpose, data.memory_mb) for purpose in ("train", "eval"))
+    return training, evaluation
 
 
 @contextmanager

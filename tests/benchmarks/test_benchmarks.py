@@ -29,7 +29,18 @@ KEYS = {
         "memory_over_budget",
         "rebuild_over_added_day",
     },
-    "ingest": {"floor_share", "floor_share_threads", "over_ray_stock", "over_ray_stock_threads"},
+    "ingest": {
+        key + suffix
+        for suffix in ("", "_wide")
+        for key in (
+            "floor_share",
+            "floor_share_threads",
+            "over_ray_stock",
+            "over_ray_stock_threads",
+            "over_torch_dataloader",
+        )
+    },
+    "dedup": {"storage", "ingest", "step"},
 }
 
 
@@ -42,6 +53,7 @@ KEYS = {
         pytest.param("recording", marks=pytest.mark.slow),
         pytest.param("prepare", marks=pytest.mark.slow),
         pytest.param("ingest", marks=pytest.mark.slow),
+        pytest.param("dedup", marks=pytest.mark.slow),
     ],
 )
 def test_a_benchmark_closes_with_its_ratios_and_the_machine(name: str) -> None:
