@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 def configure() -> None:
     """Ray Data's settings in this process: blocks in order and as they are made; nothing printed."""
     import ray.data  # noqa: PLC0415
+    from ray.data._internal.execution.resource_manager import ResourceManager  # noqa: PLC0415
 
+    # A Dataset knows of no CPU until it asks a second time what the cluster has: after a whole second by default, which
+    # every pass would wait for its first batch.
+    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = 0.1
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.target_max_block_size = 1  # every block a task yields stays one of its own: one a rank
