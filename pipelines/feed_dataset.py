@@ -26,6 +26,7 @@ def configure() -> None:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.target_max_block_size = 1  # every block a task yields stays one of its own: one a rank
+    context.execution_no_progress_timeout_s = -1  # half an hour by default, and a trainer may evaluate for longer
     context.memory_usage_poll_interval_s = None  # a thread in every task that reads /proc
     context.enable_progress_bars = False
     context.print_on_execution_start = False
