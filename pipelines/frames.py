@@ -21,6 +21,7 @@ ALIGNMENT = 64
 DICTIONARIES = (
     "dense", "history_lengths", "times", "clocks", "action_clocks", "labels", "weights", "metric_weights", "offsets",
 )  # fmt: skip
+PLAIN = ("position", "rows", "filler", "retries")
 ARRAYS = ("candidate_lengths", "request_time", "request_clock", "status", "user", "request", "file", "row")
 Bytes = npt.NDArray[np.uint8]
 
@@ -58,7 +59,8 @@ class Packer:
             if len(once) < len(flat):
                 number = {key: place for place, key in enumerate(once)}
                 places = [number[id(array)] for array in flat]
-            heads.append((forms.setdefault(form, form), batch.position, batch.rows, batch.filler, len(once), places))
+            plain = {name: getattr(batch, name) for name in PLAIN}
+            heads.append((forms.setdefault(form, form), plain, len(once), places))
             arrays += once.values()
         types = list(dict.fromkeys(array.dtype for array in arrays))
         code = {kind: index for index, kind in enumerate(types)}
@@ -111,10 +113,10 @@ def unpack(memory: Bytes, begin: int = 0) -> list[Batch]:
     for index, shape in shapes.items():
         arrays[index] = arrays[index].reshape(shape)
     batches, first = [], 0
-    for form, position, rows, filler, count, again in heads:
+    for form, plain, count, again in heads:
         flat = arrays[first : first + count]
         first += count
-        batches.append(_rebuilt(form, position, rows, filler, flat if again is None else [flat[i] for i in again]))
+        batches.append(_rebuilt(form, plain, flat if again is None else [flat[i] for i in again]))
     return batches
 
 
@@ -136,16 +138,16 @@ def arrays_of(batch: Batch) -> list[Array]:
     return flat + [getattr(batch, name) for name in ARRAYS]
 
 
-def _rebuilt(form: Form, position: Any, rows: int, filler: bool, flat: list[Any]) -> Batch:
+def _rebuilt(form: Form, plain: dict[str, Any], flat: list[Any]) -> Batch:
     take = iter(flat).__next__
     tables = {name: TableIds(take(), take()) for name in form.tables}
     fields = {name: FieldIds(table, take(), take() if ragged else None) for name, table, ragged in form.fields}
-    parts: dict[str, Any] = {}
+    parts = dict(plain)
     for name, keys in zip(DICTIONARIES, form.keys, strict=True):
         parts[name] = {key: take() for key in keys}
     for name in ARRAYS:
         parts[name] = take()
-    return Batch(position=position, rows=rows, filler=filler, tables=tables, fields=fields, **parts)
+    return Batch(tables=tables, fields=fields, **parts)
 
 
 def _slices(values: Array, lengths: list[int]) -> Iterator[Array]:

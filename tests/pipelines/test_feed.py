@@ -3,6 +3,7 @@ budget, and failures that are felt where they belong."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 import threading
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.batch import Batch
+from pipelines import frames
+from pipelines.batch import Batch, FieldIds, TableIds
 from pipelines.carry import carry_window
 from pipelines.feed_orders import Orders
 from pipelines.payload import Carry
@@ -222,3 +224,10 @@ def test_a_batch_of_the_feed_equals_itself_again(folder: Path, feeds: None) -> N
     [executor] = executors(1)
     twice = [[canonical(batch) for batch in batches(pass_, 1, 0, None, executor)] for _ in range(2)]
     assert twice[0] == twice[1]
+
+
+def test_no_field_of_a_batch_is_left_behind() -> None:
+    kept = {*frames.DICTIONARIES, *frames.ARRAYS, *frames.PLAIN, "tables", "fields"}
+    assert {field.name for field in dataclasses.fields(Batch)} == kept
+    assert [field.name for field in dataclasses.fields(TableIds)] == ["ids", "counts"]
+    assert [field.name for field in dataclasses.fields(FieldIds)] == ["table", "inverse", "lengths"]
