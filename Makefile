@@ -28,6 +28,8 @@ ifeq ($(LOCK),gpu)
 endif
 	@$(PIP) install --no-deps -r requirements/$(LOCK).lock
 	@$(PIP) install --no-deps --no-build-isolation -e .
+	@echo "compiling the readers' inner loops, once a machine"
+	@$(BIN)/python -c 'import pipelines.carry'
 	@rm -f .venv/.installed-* && touch $@
 
 train: setup ## The main job: a synthetic log, request rows, two workers, evaluation; into a fresh runs/synthetic*.

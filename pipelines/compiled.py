@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,22 @@ def _choose_cache() -> None:
     homes = [Path(__file__).parent / "__pycache__", Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")]
     nearest = [next(place for place in (home, *home.parents) if place.exists()) for home in homes]
     if not any(os.access(place, os.W_OK) for place in nearest):
-        os.environ["NUMBA_CACHE_DIR"] = f"{tempfile.gettempdir()}/tokenformer-numba-{os.getuid()}"
+        os.environ["NUMBA_CACHE_DIR"] = _private_folder()
         log.warning(
             "%s cannot be written: the readers' kernels are compiled once a boot, in %s",
             homes[0],
             os.environ["NUMBA_CACHE_DIR"],
         )
+
+
+def _private_folder() -> str:
+    """A temporary folder of ours alone: numba's cache is unpickled, so whoever can write it can run code."""
+    folder = f"{tempfile.gettempdir()}/tokenformer-numba-{os.getuid()}"
+    with suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    found = os.lstat(folder)
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    return folder if ours else tempfile.mkdtemp(prefix="tokenformer-numba-")
 
 
 _choose_cache()
