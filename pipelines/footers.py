@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from pipelines.manifest import check_rows
 from pipelines.retries import READ_RETRIES
 from pipelines.schema import Column, Schema
 from pipelines.segments import Segment, look_up
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,11 @@ def check_files(
     segments: Iterable[Segment],
     cache: FooterCache | None = None,
     retries: int = READ_RETRIES,
+    quarantine: bool = False,
 ) -> list[str]:
     """Every way in which the files are not what the schema says, a line each; the same fault in many files is one
-    line. cache: asked first, and written when all is well."""
+    line. cache: asked first, and written when all is well. quarantine: a column that is missing or of another type
+    in some files only is warned of: readers set those files' rows aside."""
     cache = cache or FooterCache(None)
     problems: list[str] = []
     segments = look_up(list(segments), retries)
@@ -79,7 +84,12 @@ def check_files(
                 of_schema[id(have)] = _faults(schema, have)
             for fault in of_schema[id(have)]:
                 faults.setdefault(fault, []).append((count, segment.files[first]))
-    problems += [fault.replace("FILES", _name(where)) for fault, where in faults.items()]
+    for fault, where in faults.items():
+        line = fault.replace("FILES", _name(where))
+        if quarantine and sum(count for count, _ in where) < sum(len(segment.files) for segment in segments):
+            log.warning("%s; as data.on_bad_row says, their rows are quarantined", line)
+        else:
+            problems.append(line)
     if not problems and any(found is None for found in known):
         cache.write(segments, footers)
     return problems

@@ -41,7 +41,14 @@ def check_rows(config: Config, cache: FooterCache) -> None:
     """Hold the footers of the run's files against the schema, and leave them in the cache for all that plan. Raises
     DataError or RunDataError, with all mismatches."""
     segments = find_segments(config.data)
-    problems = check_files(config.schema, [*segments.train, *segments.eval], cache, config.data.read_retries)
+    data = config.data
+    problems = check_files(
+        config.schema,
+        [*segments.train, *segments.eval],
+        cache,
+        data.read_retries,
+        quarantine=data.on_bad_row == "quarantine",
+    )
     if problems:
         raise RunDataError(problems)
 

@@ -15,6 +15,7 @@ import pytest
 from pipelines.batch import QUARANTINED, TRAINED, Batch
 from pipelines.carry import carry_window
 from pipelines.errors import DataError
+from pipelines.footers import check_files
 from pipelines.schema import MISSING_ID, Schema
 from pipelines.segments import Segment
 from pipelines.windows import Pass
@@ -195,3 +196,26 @@ def test_nothing_is_written_where_nothing_is_bad(tmp_path: Path) -> None:
     batches = read([path], make_schema(), str(tmp_path / "aside"))
     assert np.concatenate([batch.status for batch in batches]).max() == TRAINED
     assert not (tmp_path / "aside").exists()
+
+
+def test_a_column_of_another_type_in_some_files_is_an_error_at_the_start_or_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = to_table(good_rows(6, seed=3))
+    pq.write_table(table, tmp_path / "a.parquet")
+    texts = pa.array(["x"] * 6)
+    pq.write_table(table.set_column(table.column_names.index("score"), "score", texts), tmp_path / "b.parquet")
+    segments = [Segment("all", (str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")))]
+    [line] = check_files(make_schema(), segments)
+    assert "column 'score' is string" in line
+    assert check_files(make_schema(), segments, quarantine=True) == []
+    assert "their rows are quarantined" in caplog.text
+    reading = make_data(tmp_path, on_bad_row="quarantine")
+    pass_ = Pass(make_schema(), reading, segments, shuffle=False, quarantine=str(tmp_path / "quarantine"))
+    status = [
+        (Path(segments[0].files[file]).name, row_status)
+        for window in pass_.windows_from()
+        for batch in carry_window(window, pass_.reading, 1, [0])[0]
+        for file, row_status in zip(batch.file.tolist(), batch.status.tolist(), strict=True)
+    ]
+    assert set(status) == {("a.parquet", TRAINED), ("b.parquet", QUARANTINED)}
