@@ -15,6 +15,8 @@ from pipelines.payload import Carry, batches_of
 from pipelines.stream import Source
 from pipelines.windows import Pass
 
+# Of a read task: three tasks share two cores, so that the next one works while Ray hands out the last one's blocks.
+READ_CPUS = 0.66
 TAKES_AHEAD = 1  # of each rank: its next block is there before the one in use is empty
 
 

@@ -184,9 +184,11 @@ def _executors(job: Job, runtime: Runtime) -> tuple[Executor, Executor]:
         log.info("reading by %s: %s", name, reason)
     if name == "threads":
         return ThreadExecutor(data.windows_ahead), ThreadExecutor(data.windows_ahead)
-    from pipelines.stream_ray import RayExecutor  # noqa: PLC0415 - Ray is imported where it runs
+    from pipelines.stream_ray import READ_CPUS, RayExecutor  # noqa: PLC0415 - Ray is imported where it runs
 
-    training, evaluation = (RayExecutor(job.feed_name, purpose, data.memory_mb) for purpose in ("train", "eval"))
+    training, evaluation = (
+        RayExecutor(job.feed_name, purpose, data.memory_mb, READ_CPUS) for purpose in ("train", "eval")
+    )
     return training, evaluation
 
 

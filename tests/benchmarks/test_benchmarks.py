@@ -35,6 +35,7 @@ KEYS = {
         for key in (
             "floor_share",
             "floor_share_threads",
+            "one_thread_share",
             "over_ray_stock",
             "over_ray_stock_threads",
             "over_torch_dataloader",
