@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipelines.config import Data
 from tests.trainer import entries
 from trainer import machine
 from trainer.config_sections import Launch
@@ -27,7 +28,7 @@ TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
 
 def launched(launch: Launch, entry, stop: LocalStop | None = None):
     stop = stop or LocalStop()
-    job = Job(SimpleNamespace(launch=launch), "/nowhere", stop)  # type: ignore[arg-type]
+    job = Job(SimpleNamespace(launch=launch, data=Data(rows="")), "/nowhere", stop)  # type: ignore[arg-type]
     with Interrupts(stop) as interrupts:
         return run(job, choose(launch, {}), stop, interrupts, entry)
 
@@ -123,6 +124,7 @@ def test_a_workers_error_comes_back_as_it_was():
 PROGRAM = """
 import sys
 from types import SimpleNamespace
+from pipelines.config import Data
 from tests.trainer import entries
 from trainer.config_sections import Launch
 from trainer.job import Job
@@ -137,7 +139,7 @@ if choice.backend == "torchrun":
     dist.init_process_group("gloo")
 print("armed", flush=True)
 with Interrupts(stop) as interrupts:
-    job = Job(SimpleNamespace(launch=launch), "/nowhere", stop)
+    job = Job(SimpleNamespace(launch=launch, data=Data(rows="")), "/nowhere", stop)
     print(run(job, choice, stop, interrupts, getattr(entries, sys.argv[1])))
 """
 
