@@ -18,7 +18,7 @@ from pipelines.footer_cache import FooterCache
 from pipelines.segments import Segment
 from pipelines.stream import Executor, ThreadExecutor, choose_executor
 from pipelines.windows import Pass
-from trainer import logs
+from trainer import logs, machine
 from trainer.assembly import Assembly, assemble
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.config import Config, dump_config
@@ -186,9 +186,9 @@ def _executors(job: Job, runtime: Runtime) -> tuple[Executor, Executor]:
         return ThreadExecutor(data.windows_ahead), ThreadExecutor(data.windows_ahead)
     from pipelines.stream_ray import READ_CPUS, RayExecutor  # noqa: PLC0415 - Ray is imported where it runs
 
-    training, evaluation = (
-        RayExecutor(job.feed_name, purpose, data.memory_mb, READ_CPUS) for purpose in ("train", "eval")
-    )
+    # Where trainers take every core, one more read task would only take them away again.
+    share = READ_CPUS if runtime.local_world_size < machine.cores() else 1.0
+    training, evaluation = (RayExecutor(job.feed_name, purpose, data.memory_mb, share) for purpose in ("train", "eval"))
     return training, evaluation
 
 
