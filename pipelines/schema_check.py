@@ -85,7 +85,7 @@ def _kind(what: str, column: Column) -> Iterator[str]:
 
 def _shares(schema: Schema, what: str, column: Column) -> Iterator[str]:
     other = schema.columns.get(column.shares)
-    group = _supervised_group(schema)
+    group = schema.supervised_group
     if other is None or other.group != group or not column.group.startswith("history.") or column.group == group:
         yield (
             f"{what}: shares '{column.shares}' → a history column shares a column of group {group}"
@@ -98,10 +98,6 @@ def _shares(schema: Schema, what: str, column: Column) -> Iterator[str]:
         )
     elif other.shares:
         yield f"{what}: shares '{column.shares}', which shares '{other.shares}' → name the candidate column itself"
-
-
-def _supervised_group(schema: Schema) -> str:
-    return "candidates" if schema.supervision == "candidates" else f"history.{schema.supervised_history}"
 
 
 def _tables(schema: Schema) -> Iterator[str]:
@@ -195,7 +191,7 @@ def _supervision(schema: Schema) -> Iterator[str]:
 def _tasks(schema: Schema) -> Iterator[str]:
     if not schema.tasks:
         yield "no [schema.tasks] → there is a label to predict → add [schema.tasks.NAME] with its label"
-    group = _supervised_group(schema)
+    group = schema.supervised_group
     for name, task in schema.tasks.items():
         if not task.label and not task.product_of:
             yield f"task '{name}' has no label → a task predicts a label column, or is a product_of others → name one"

@@ -11,7 +11,7 @@ from embeddings.errors import PlanError
 from embeddings.specs import table_specs
 from model.config import Model
 from pipelines.config import Data
-from pipelines.downsampling import check_downsampling
+from pipelines.downsampling_check import check_downsampling
 from pipelines.footers import read_columns
 from pipelines.schema import INPUT_ROLES, Schema
 from pipelines.schema_check import check_schema

@@ -15,7 +15,7 @@ import pytest
 from pipelines.batch import SAMPLED_OUT, TRAINED, Batch
 from pipelines.carry import carry_window
 from pipelines.config import Data, Downsampling
-from pipelines.downsampling import check_downsampling
+from pipelines.downsampling_check import check_downsampling
 from pipelines.errors import DataError
 from pipelines.schema import Column, Schema, Task
 from pipelines.segments import Segment
