@@ -14,13 +14,10 @@ from collections import deque
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed._shard.metadata import ShardMetadata
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torch.distributed._shard.sharded_tensor.metadata import ShardedTensorMetadata, TensorProperties
-from torch.distributed._shard.sharded_tensor.shard import Shard
 
 from embeddings.errors import IdMapError
 from embeddings.exchange import Exchange
+from embeddings.held import Held, LocalChunk
 from embeddings.specs import MISSING_ROW, RESERVED_ROWS, UNKNOWN_ROW, TableSpec, seed_of
 from embeddings.vocabulary import Vocabulary, bucket_of
 from pipelines.batch import Int64, TableIds
@@ -40,13 +37,12 @@ class IdMapper:
 
     def __init__(self, specs: dict[str, TableSpec], process_group: dist.ProcessGroup | None = None) -> None:
         self.specs = specs
-        self._group = process_group
         self._exchange = Exchange(process_group)
         rank, world_size = self._exchange.rank, self._exchange.world_size
         self._vocabularies = {
             name: Vocabulary(spec, spec.buckets_of_rank(rank, world_size))
             for name, spec in specs.items()
-            if spec.mapping == "vocabulary"
+            if spec.is_bucketed
         }
         self._marks: deque[tuple[int, dict[str, Int64]]] = deque(maxlen=MARKS)
 
@@ -71,42 +67,39 @@ class IdMapper:
         """{vocabulary table: rows handed out on this rank, reserved ones among them}."""
         return {name: int(v.used.sum()) for name, v in self._vocabularies.items()}
 
-    def state_dict(self, upto_step: int | None = None) -> dict[str, torch.Tensor | ShardedTensor]:
+    def state(self, upto_step: int | None = None) -> dict[str, Held]:
         """The map as of the batch marked `upto_step`, or as it is now. Copies; needs no communication.
 
-        "TABLE.ids": int64 [buckets, rows per bucket], "TABLE.used": int64 [buckets]: ShardedTensors of whole buckets
-        (plain tensors without a process group), which torch.distributed.checkpoint reshards. Raises IdMapError when
-        that step is no longer at hand.
+        "TABLE/ids": int64 [buckets, rows per bucket], "TABLE/used": int64 [buckets]; this rank holds its whole buckets.
+        Raises IdMapError when that step is no longer at hand.
         """
         used = self._used_at(upto_step)
         state = {}
         for name, vocabulary in self._vocabularies.items():
             slots = np.arange(vocabulary.spec.rows_per_bucket)
             ids = np.where(slots < used[name][:, None], vocabulary.id_of_row, MISSING_ID)
-            state[f"{name}.ids"] = self._sharded(ids, vocabulary.spec)
-            state[f"{name}.used"] = self._sharded(used[name].copy(), vocabulary.spec)
+            state[f"{name}/ids"] = _held(ids, vocabulary)
+            state[f"{name}/used"] = _held(used[name].copy(), vocabulary)
         return state
 
-    def load_state_dict(self, state: dict[str, torch.Tensor | ShardedTensor]) -> None:
-        """Takes a state_dict of any world size: whole tensors, or ShardedTensors that were read into this mapper's
-        own state_dict.
+    def load_state(self, state: dict[str, Held]) -> None:
+        """Takes over what was read into this mapper's own `state()`.
 
         Raises IdMapError when a vocabulary is missing or has other buckets; nothing is changed then.
         """
         loaded = {}
         for name, vocabulary in self._vocabularies.items():
-            shape = (vocabulary.spec.buckets, vocabulary.spec.rows_per_bucket)
-            if f"{name}.ids" not in state or f"{name}.used" not in state:
+            if f"{name}/ids" not in state or f"{name}/used" not in state:
                 raise IdMapError(
                     f"table {name!r} has no saved vocabulary → it is of another run → start from one that has it"
                 )
-            saved = tuple(state[f"{name}.ids"].size())
-            if saved != shape:
+            shape = (vocabulary.spec.buckets, vocabulary.spec.rows_per_bucket)
+            if state[f"{name}/ids"].size != shape:
                 raise IdMapError(
-                    f"table {name!r}: saved as {list(saved)} (buckets, rows of each), configured {list(shape)} → both "
-                    "are fixed at birth → set rows and buckets as they were"
+                    f"table {name!r}: saved as {list(state[f'{name}/ids'].size)} (buckets, rows of each), configured "
+                    f"{list(shape)} → both are fixed at birth → set rows and buckets as they were"
                 )
-            loaded[name] = [_local(state[f"{name}.{part}"], vocabulary.buckets) for part in ("ids", "used")]
+            loaded[name] = [_local(state[f"{name}/{part}"]) for part in ("ids", "used")]
         for name, (ids, used) in loaded.items():
             self._vocabularies[name].load(ids, used)
         self._marks.clear()
@@ -160,21 +153,6 @@ class IdMapper:
             f"id map as of step {step} → steps at hand: {at_hand} → mark each step, save within {MARKS} of it"
         )
 
-    def _sharded(self, local: Int64, spec: TableSpec) -> torch.Tensor | ShardedTensor:
-        tensor = torch.from_numpy(local)
-        if self._group is None:
-            return tensor
-        world_size, rest = self._exchange.world_size, list(local.shape[1:])
-        shards = []
-        for rank in range(world_size):
-            buckets = spec.buckets_of_rank(rank, world_size)
-            if buckets:
-                placement = f"rank:{dist.get_global_rank(self._group, rank)}/cpu"
-                shards.append(ShardMetadata([buckets.start] + [0] * len(rest), [len(buckets), *rest], placement))
-        mine = [Shard(tensor, shards[self._exchange.rank])] if len(local) else []
-        metadata = ShardedTensorMetadata(shards, torch.Size([spec.buckets, *rest]), TensorProperties(dtype=torch.int64))
-        return ShardedTensor._init_from_local_shards_and_global_metadata(mine, metadata, process_group=self._group)
-
 
 def _stateless_rows(spec: TableSpec, ids: Int64) -> Int64:
     """Rows of a hash or identity table."""
@@ -186,16 +164,17 @@ def _stateless_rows(spec: TableSpec, ids: Int64) -> Int64:
     return np.where(ids == MISSING_ID, MISSING_ROW, rows)
 
 
-def _local(value: torch.Tensor | ShardedTensor, buckets: range) -> Int64:
-    """This rank's buckets of a saved tensor."""
-    if isinstance(value, ShardedTensor):
-        shards = value.local_shards()
-        tensor = shards[0].tensor if shards else torch.empty(0, *value.size()[1:], dtype=torch.int64)
-        if len(tensor) != len(buckets):
-            raise IdMapError(
-                f"{len(tensor)} buckets were read, this rank holds {len(buckets)} → read into this mapper's state_dict"
-            )
-    else:
-        tensor = value[buckets.start : buckets.stop]
-    result: Int64 = tensor.numpy()
+def _held(local: Int64, vocabulary: Vocabulary) -> Held:
+    """This rank's buckets of a tensor [buckets, …]; they are all of it, or none, where there are no others."""
+    rest = local.shape[1:]
+    chunk = LocalChunk((vocabulary.buckets.start, *(0 for _ in rest)), torch.from_numpy(local))
+    size = (vocabulary.spec.buckets, *rest)
+    return Held(size, torch.int64, (chunk,) if len(local) else (), is_copy=True)
+
+
+def _local(held: Held) -> Int64:
+    """This rank's buckets."""
+    if not held.chunks:
+        return np.empty((0, *held.size[1:]), np.int64)
+    result: Int64 = held.chunks[0].tensor.numpy()
     return result

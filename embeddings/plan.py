@@ -164,7 +164,7 @@ def _end_shards_at_bucket_borders(plan: ShardingPlan, specs: dict[str, TableSpec
     """The planner cuts rows into ⌈rows / world_size⌉; a vocabulary's shards are whole buckets (see
     embeddings.sharders).
     """
-    by_name = {module_name(spec.name): spec for spec in specs.values() if spec.mapping == "vocabulary"}
+    by_name = {module_name(spec.name): spec for spec in specs.values() if spec.is_bucketed}
     for module_plan in plan.plan.values():
         assert isinstance(module_plan, EmbeddingModuleShardingPlan)
         for name in by_name.keys() & module_plan.keys():

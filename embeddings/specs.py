@@ -9,12 +9,22 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from embeddings.config import Embeddings, Table
 from embeddings.errors import PlanError
 from pipelines.schema import Schema
 
-Mapping = Literal["hash", "vocabulary", "identity"]
+Mapping = Literal["hash", "vocabulary", "managed", "identity"]
 Sharding = Literal["auto", "table_wise", "row_wise", "column_wise"]
+Kernel = Literal["auto", "fused", "fused_uvm", "fused_uvm_caching"]
+DType = Literal["fp32", "fp16", "bf16"]
+Optimizer = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "rowwise_adam"]
+Init = Literal["uniform", "normal", "zeros"]
+Evict = Literal["lru", "lfu", "ttl"]
+
+TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+BUCKETED = ("vocabulary", "managed")  # mappings whose rows belong to buckets
 
 MISSING_ROW = 0
 UNKNOWN_ROW = 1
@@ -23,11 +33,11 @@ RESERVED_ROWS = 2
 
 @dataclass(frozen=True)
 class TableSpec:
-    """One embedding table: float32 [rows, width].
+    """One embedding table: `dtype` [rows, width].
 
-    rows include the two reserved ones. buckets: of a vocabulary, which hands out rows / buckets rows each (0 for
-    other mappings).
-    init_scale: rows start uniform in ±init_scale ÷ √width.
+    rows include the two reserved ones. buckets: of a vocabulary or managed table, which hand out rows / buckets rows
+    each (0 for other mappings). init_scale: see `[embeddings]`. admit_after, evict, ttl_days: of a managed table.
+    The rest as in `[embeddings.tables.NAME]`, resolved.
     """
 
     name: str
@@ -36,7 +46,28 @@ class TableSpec:
     mapping: Mapping
     buckets: int
     sharding: Sharding
-    init_scale: float
+    init_scale: float = 1.0
+    init: Init = "uniform"
+    dtype: DType = "fp32"
+    optimizer: Optimizer = "rowwise_adagrad"
+    lr: float = 0.05
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    frozen: bool = False
+    kernel: Kernel = "auto"
+    ranks: tuple[int, ...] = ()
+    admit_after: int = 1
+    evict: Evict = "lru"
+    ttl_days: float = 30.0
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return TORCH_DTYPES[self.dtype]
+
+    @property
+    def is_bucketed(self) -> bool:
+        """Whether ids are handed rows by buckets, which live where their rows are."""
+        return self.mapping in BUCKETED
 
     @property
     def rows_per_bucket(self) -> int:
@@ -98,21 +129,42 @@ def _resolve(name: str, columns: list[str], schema: Schema, config: Embeddings) 
         problems.append(
             f"table {name!r}: width = {width} → FBGEMM wants a multiple of 4 → set width = {width + 4 - width % 4}"
         )
-    if mapping == "vocabulary":
+    if mapping in BUCKETED:
         buckets = table.buckets or config.buckets
         rows = -(-rows // buckets) * buckets
         problems += _vocabulary_problems(name, rows, buckets, table)
         sharding = "row_wise"
     elif table.buckets:
         problems.append(
-            f"table {name!r}: buckets = {table.buckets} but mapping = {mapping!r} → only a vocabulary has buckets → "
-            "remove it"
+            f"table {name!r}: buckets = {table.buckets} but mapping = {mapping!r} → only 'vocabulary' and 'managed' have "
+            "buckets → remove it"
         )
     if sharding == "column_wise" and width < 8:
         problems.append(
             f"table {name!r}: column_wise at width {width} → its shards are 4 columns or more → width 8, or table_wise"
         )
-    return TableSpec(name, rows, width, mapping, buckets, sharding, config.init_scale), problems
+    spec = TableSpec(
+        name=name,
+        rows=rows,
+        width=width,
+        mapping=mapping,
+        buckets=buckets,
+        sharding=sharding,
+        init_scale=config.init_scale if table.init_scale < 0 else table.init_scale,
+        init=table.init or config.init,
+        dtype=table.dtype or config.dtype,
+        optimizer=table.optimizer or config.optimizer,
+        lr=table.lr or config.lr,
+        eps=config.eps,
+        weight_decay=config.weight_decay if table.weight_decay < 0 else table.weight_decay,
+        frozen=table.frozen,
+        kernel=table.kernel or config.kernel,
+        ranks=table.ranks,
+        admit_after=table.admit_after or config.admit_after,
+        evict=table.evict or config.evict,
+        ttl_days=table.ttl_days or config.ttl_days,
+    )
+    return spec, problems
 
 
 def _bucketised_rows(name: str, columns: list[str], table: Table, schema: Schema) -> tuple[int, list[str]]:
@@ -141,7 +193,7 @@ def _vocabulary_problems(name: str, rows: int, buckets: int, table: Table) -> li
     problems = []
     if table.sharding not in {"", "auto", "row_wise"}:
         problems.append(
-            f"table {name!r}: sharding = {table.sharding!r} but mapping = 'vocabulary' → a vocabulary is row_wise: its "
+            f"table {name!r}: sharding = {table.sharding!r} but its mapping has buckets → it is row_wise: its "
             "buckets live where their rows are → remove sharding, or use mapping = 'hash'"
         )
     if rows // buckets <= RESERVED_ROWS:

@@ -6,4 +6,4 @@ from embeddings.specs import TableSpec
 
 
 def spec(name: str, rows: int, width: int, sharding: str, *, mapping: str = "hash", buckets: int = 0) -> TableSpec:
-    return TableSpec(name, rows, width, mapping, buckets, sharding, 1.0)  # type: ignore[arg-type]
+    return TableSpec(name, rows, width, mapping, buckets, sharding)  # type: ignore[arg-type]

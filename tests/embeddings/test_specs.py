@@ -75,7 +75,7 @@ def test_all_problems_are_reported_at_once() -> None:
     problems = caught.value.problems
     expected = [
         "itme",
-        "a vocabulary is row_wise",
+        "it is row_wise: its buckets live",
         "width = 6",
         "make 6 rows",
         "are identity",
