@@ -136,8 +136,8 @@ def _resolve(name: str, columns: list[str], schema: Schema, config: Embeddings) 
         sharding = "row_wise"
     elif table.buckets:
         problems.append(
-            f"table {name!r}: buckets = {table.buckets} but mapping = {mapping!r} → only 'vocabulary' and 'managed' have "
-            "buckets → remove it"
+            f"table {name!r}: buckets = {table.buckets} but mapping = {mapping!r} → only 'vocabulary' and 'managed' "
+            "have buckets → remove it"
         )
     if sharding == "column_wise" and width < 8:
         problems.append(
