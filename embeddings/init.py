@@ -7,14 +7,10 @@ ratio, whose upper 24 bits make a uniform float32 in [0, 1).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from torch import nn
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torch.distributed.tensor import DTensor
 
+from embeddings.held_tables import local_boxes
 from embeddings.specs import TableSpec, seed_of
 from embeddings.tables import module_name
 
@@ -36,7 +32,7 @@ def initialise(module: nn.Module, specs: dict[str, TableSpec], seed: int) -> Non
         if not found:
             raise ValueError(f"table {spec.name!r} is not in the module")
         for value in found:
-            for shard, row, column in _local_shards(value):
+            for shard, (row, column) in local_boxes(value):
                 fill(shard, spec, seed, row, column)
 
 
@@ -55,20 +51,6 @@ def fill(shard: torch.Tensor, spec: TableSpec, seed: int, first_row: int = 0, fi
         counter_RC = row_R[:, None] * spec.width + column_C
         uniform_RC = _shift(_splitmix64(counter_RC * GOLDEN + key), 40).to(torch.float32) * 2.0**-24
         shard[start:end] = (uniform_RC * 2 - 1) * bound
-
-
-def _local_shards(value: torch.Tensor | ShardedTensor | DTensor) -> Iterator[tuple[torch.Tensor, int, int]]:
-    """(local part, its first row, its first column) of a table as TorchRec's state_dict holds it."""
-    if isinstance(value, ShardedTensor):
-        for shard in value.local_shards():
-            row, column = shard.metadata.shard_offsets
-            yield shard.tensor, row, column
-    elif isinstance(value, DTensor):
-        local: Any = value.to_local()  # TorchRec's LocalShardsWrapper
-        for tensor, (row, column) in zip(local.local_shards(), local.local_offsets(), strict=True):
-            yield tensor, row, column
-    else:
-        yield value, 0, 0
 
 
 def _splitmix64(state: torch.Tensor) -> torch.Tensor:

@@ -129,7 +129,7 @@ class Trainer:
         state = self.state.to_checkpoint(
             self._config, self._world_size, self._assembly.gate.bad_steps, self._reporter.metrics_state()
         )
-        saved = self._checkpointer.save(state, model_tensors(self._assembly, self.state.step))
+        saved = self._checkpointer.save(state, lambda: model_tensors(self._assembly, self.state.step))
         self._reporter.saved(self.state, saved)
 
     def begin_with(self, path: Path) -> None:

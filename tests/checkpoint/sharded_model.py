@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 import torchrec
 from torch import nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
@@ -16,10 +15,14 @@ from torchrec.distributed.sharding_plan import column_wise, construct_module_sha
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.optim import RowWiseAdagrad
 
-from trainer.checkpoint.tensors import flatten
+from embeddings.held import Held, whole
+from embeddings.held_tables import held_dense, held_tables
+from embeddings.tables import module_name
+from tests.embeddings.specs import spec
 
 TABLES = {"user": 10, "item": 4}  # of 10 rows three ranks hold 4, 4 and 2, of 4 rows 2, 2 and none
 WIDTH = 8
+SPECS = {name: spec(name, rows, WIDTH, "auto") for name, rows in TABLES.items()}
 
 
 def adam_tensors(optimizer: torch.optim.Optimizer, named: list[tuple[str, nn.Parameter]]) -> dict[str, Any]:
@@ -37,7 +40,9 @@ class Toy(nn.Module):
         super().__init__()
         self.tables = torchrec.EmbeddingCollection(
             tables=[
-                torchrec.EmbeddingConfig(name=name, embedding_dim=WIDTH, num_embeddings=rows, feature_names=[name])
+                torchrec.EmbeddingConfig(
+                    name=module_name(name), embedding_dim=WIDTH, num_embeddings=rows, feature_names=[name]
+                )
                 for name, rows in TABLES.items()
             ]
         )
@@ -58,7 +63,7 @@ class Sharded:
         toy = Toy()
         _apply_optimizer_in_backward(RowWiseAdagrad, toy.tables.parameters(), {"lr": 0.1})
         per_table = {
-            name: table_wise(rank=number % world_size)
+            module_name(name): table_wise(rank=number % world_size)
             if sharding == "table_wise"
             else row_wise()
             if sharding == "row_wise"
@@ -88,31 +93,25 @@ class Sharded:
         (self.model(kjt) ** 2).backward()
         self.optimizer.step()
 
-    def tensors(self) -> dict[str, Any]:
-        return {
-            "model": dict(self.model.state_dict()),
-            "tables_optimizer": self.model.fused_optimizer.state_dict()["state"],
-            "dense_optimizer": adam_tensors(self.optimizer, self.named),
-        }
+    def tensors(self) -> dict[str, Held]:
+        held = {f"tables/{name}": table for name, table in held_tables(self.model, SPECS).items()}
+        held |= {f"dense/{name}": dense for name, dense in held_dense(self.model, SPECS).items()}
+        for name, moments in adam_tensors(self.optimizer, self.named).items():
+            held |= {f"dense_optimizer/{name}/{key}": whole(moment) for key, moment in moments.items()}
+        return held
 
     def gathered(self) -> dict[str, list[Any]]:
         """{name: whole tensor as a list}, the same on every rank."""
-        parts: dict[str, list[Any]] = {}
-        for name, tensor in flatten(self.tensors()).items():
-            if isinstance(tensor, ShardedTensor):
-                shards = tensor.local_shards()
-                parts[name] = [(s.metadata.shard_offsets, s.tensor.detach().clone()) for s in shards]
-                parts[name].append((tuple(tensor.size()), None))
-            else:
-                parts[name] = [((0,) * tensor.dim(), tensor.detach().clone()), (tuple(tensor.size()), None)]
+        parts = {
+            name: (held.size, [(chunk.offsets, chunk.tensor.clone()) for chunk in held.chunks])
+            for name, held in self.tensors().items()
+        }
         everywhere: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everywhere, parts)
-        whole: dict[str, torch.Tensor] = {}
+        tensors: dict[str, torch.Tensor] = {}
         for of_rank in everywhere:
-            for name, pieces in of_rank.items():
-                size = pieces[-1][0]
-                target = whole.setdefault(name, torch.full(size, float("nan")))
-                for offsets, piece in pieces[:-1]:
-                    box = tuple(slice(o, o + n) for o, n in zip(offsets, piece.shape, strict=True))
-                    target[box] = piece
-        return {name: tensor.tolist() for name, tensor in whole.items()}
+            for name, (size, boxes) in of_rank.items():
+                target = tensors.setdefault(name, torch.full(size, float("nan")))
+                for offsets, values in boxes:
+                    target[tuple(slice(o, o + n) for o, n in zip(offsets, values.shape, strict=True))] = values
+        return {name: tensor.tolist() for name, tensor in tensors.items()}

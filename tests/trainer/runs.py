@@ -14,8 +14,8 @@ from model.config import Model
 from tests.distributed.ranks import run_ranks
 from tests.pipelines.rows import make_data, make_schema
 from trainer.checkpoint import manifest
+from trainer.checkpoint.reading import SavedTensors
 from trainer.checkpoint.state import CheckpointState, read_state
-from trainer.checkpoint.storage import open_safetensors
 from trainer.config import Config
 from trainer.config_sections import Checkpoint, Optim, Telemetry, Train
 from trainer.job import Job
@@ -92,16 +92,8 @@ def saved_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
     """{name: whole tensor} of the newest checkpoint, shards put together."""
     path = RunDir(run_dir).latest()
     assert path is not None, f"no checkpoint in {run_dir}"
-    index = manifest.read_index(path, manifest.read_commit(path))
-    tensors = {}
-    for name, record in index.tensors.items():
-        whole = torch.zeros(record.size, dtype=manifest.torch_dtype(record.dtype))
-        for chunk in record.chunks:
-            with open_safetensors(path, chunk.file) as file:
-                box = tuple(slice(o, o + s) for o, s in zip(chunk.offsets, chunk.sizes, strict=True))
-                whole[box] = file.get_tensor(chunk.key)
-        tensors[name] = whole
-    return tensors
+    with SavedTensors(path) as saved:
+        return {name: saved.read(name) for name in saved.tensors}
 
 
 def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], tolerance: float = 0.0) -> list[str]:

@@ -1,7 +1,7 @@
 """The JSON files of a checkpoint directory, and what makes it whole.
 
     rank_00000_000.safetensors …   tensors, chunk by chunk
-    metadata.json                  which chunk of which tensor is where: all of DCP's Metadata
+    metadata.json                  which chunk of which tensor is where: names as model_state.py gives them
     state.json                     everything that is not a tensor (state.py)
     COMMIT                         size and sha256 of every other file; written last, when all of them are durable
 
@@ -12,19 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from pydantic import Field, ValidationError
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
 
 from pipelines.schema import Frozen
 from trainer.errors import CheckpointError
@@ -32,7 +24,8 @@ from trainer.run_dir import COMMIT
 
 METADATA = "metadata.json"
 STATE = "state.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)
 PLAIN_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.]*$"  # no folders: a manifest names nothing outside its directory
 
 Model = TypeVar("Model", bound=Frozen)
@@ -58,7 +51,7 @@ class Commit(Frozen):
 
 
 class Chunk(Frozen):
-    """One box of a tensor, in full, under `key` of `file`."""
+    """One box of a tensor, in full, under `key` of `file`; in the file it may be flat."""
 
     offsets: list[int]
     sizes: list[int]
@@ -81,50 +74,11 @@ class TensorIndex(Frozen):
     tensors: dict[str, TensorRecord]
 
 
-@dataclass(frozen=True)
-class Place:
-    """DCP's storage_data of one chunk."""
-
-    file: str
-    key: str
-
-
 def digest(path: Path) -> FileRecord:
     """Size and sha256 of a file, read in pieces."""
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return FileRecord(bytes=os.fstat(file.fileno()).st_size, sha256=sha256)
-
-
-def index_of(metadata: Metadata, places: dict[MetadataIndex, Place]) -> TensorIndex:
-    """DCP's metadata as our JSON. Empty chunks have no place and are left out."""
-    tensors = {}
-    for name, saved in metadata.state_dict_metadata.items():
-        assert isinstance(saved, TensorStorageMetadata), name
-        chunks = []
-        for chunk in saved.chunks:
-            place = places.get(MetadataIndex(name, chunk.offsets)) if chunk.sizes.numel() else None
-            if place is not None:
-                chunks.append(
-                    Chunk(offsets=list(chunk.offsets), sizes=list(chunk.sizes), file=place.file, key=place.key)
-                )
-        dtype = str(saved.properties.dtype).removeprefix("torch.")
-        tensors[name] = TensorRecord(dtype=dtype, size=list(saved.size), chunks=chunks)
-    return TensorIndex(format_version=FORMAT_VERSION, tensors=tensors)
-
-
-def metadata_of(index: TensorIndex) -> Metadata:
-    """The inverse of index_of; storage_data is {MetadataIndex: Place}."""
-    tensors: dict[str, TensorStorageMetadata] = {}
-    places: dict[MetadataIndex, Place] = {}
-    for name, record in index.tensors.items():
-        chunks = [ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes)) for chunk in record.chunks]
-        tensors[name] = TensorStorageMetadata(
-            TensorProperties(dtype=torch_dtype(record.dtype)), torch.Size(record.size), chunks
-        )
-        for chunk in record.chunks:
-            places[MetadataIndex(name, chunk.offsets)] = Place(chunk.file, chunk.key)
-    return Metadata(state_dict_metadata=dict(tensors), storage_data=places)
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -140,10 +94,10 @@ def torch_dtype(name: str) -> torch.dtype:
 def read_commit(path: Path) -> Commit:
     """Raises CheckpointError: no COMMIT (the checkpoint is incomplete), not ours, or of a newer format."""
     commit = read_json(path / COMMIT, Commit)
-    if commit.format_version != FORMAT_VERSION:
+    if commit.format_version not in READABLE:
         raise CheckpointError(
-            f"checkpoint {path}: format {commit.format_version} → this version reads format {FORMAT_VERSION} → "
-            "use the tokenformer that wrote it"
+            f"checkpoint {path}: format {commit.format_version} → this version reads formats "
+            f"{', '.join(map(str, READABLE))} → use the tokenformer that wrote it"
         )
     return commit
 
