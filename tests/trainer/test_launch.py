@@ -141,6 +141,8 @@ print("armed", flush=True)
 with Interrupts(stop) as interrupts:
     job = Job(SimpleNamespace(launch=launch, data=Data(rows="")), "/nowhere", stop)
     print(run(job, choice, stop, interrupts, getattr(entries, sys.argv[1])))
+if choice.backend == "torchrun":
+    dist.destroy_process_group()  # gloo's threads do not survive an exit without it
 """
 
 
