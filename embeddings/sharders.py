@@ -10,15 +10,22 @@ ranks: 22, 22, 20). TorchRec knows uneven blocks only for its virtual tables. He
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
-from torchrec import EmbeddingCollection
-from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
+from torchrec import EmbeddingCollection, KeyedJaggedTensor
+from torchrec.distributed.embedding import (
+    EmbeddingCollectionContext,
+    EmbeddingCollectionSharder,
+    ShardedEmbeddingCollection,
+)
 from torchrec.distributed.embedding_sharding import EmbeddingSharding, EmbeddingShardingInfo
+from torchrec.distributed.embedding_types import KJTList
 from torchrec.distributed.sharding.rw_sequence_sharding import RwSequenceEmbeddingSharding
-from torchrec.distributed.types import ModuleSharder, ParameterSharding, ShardingEnv, ShardingType
+from torchrec.distributed.types import LazyAwaitable, ModuleSharder, ParameterSharding, ShardingEnv, ShardingType
+from torchrec.sparse.jagged_tensor import JaggedTensor
 
 
 def sharders() -> list[ModuleSharder[nn.Module]]:
@@ -40,7 +47,30 @@ class BlockRowWiseSharding(RwSequenceEmbeddingSharding):
 
 
 class BlockShardedCollection(ShardedEmbeddingCollection):
-    """A sharded EmbeddingCollection whose row-wise tables follow the plan's blocks."""
+    """A sharded EmbeddingCollection whose row-wise tables follow the plan's blocks.
+
+    before_lookups: called in a training forward with the input of every lookup (rows local to the shard), before rows
+    are read, and long before the backward updates them.
+    """
+
+    before_lookups: Callable[[Iterable[KeyedJaggedTensor]], None] | None = None
+
+    def compute(self, ctx: EmbeddingCollectionContext, dist_input: KJTList) -> list[torch.Tensor]:
+        """As upstream."""
+        self._announce(dist_input)
+        looked_up: list[torch.Tensor] = super().compute(ctx, dist_input)
+        return looked_up
+
+    def compute_and_output_dist(
+        self, ctx: EmbeddingCollectionContext, input: KJTList
+    ) -> LazyAwaitable[dict[str, JaggedTensor]]:
+        """As upstream, which does not call `compute` here."""
+        self._announce(input)
+        return super().compute_and_output_dist(ctx, input)
+
+    def _announce(self, inputs: KJTList) -> None:
+        if self.before_lookups is not None and self.training and torch.is_grad_enabled():
+            self.before_lookups(inputs)
 
     @classmethod
     def create_embedding_sharding(

@@ -9,11 +9,15 @@ import pytest
 
 from tests.distributed.ranks import run_ranks
 from tests.embeddings.id_stream import map_on_ranks
-from tests.embeddings.toy import train_on_ranks
+from tests.embeddings.toy import touched_on_ranks, train_on_ranks
 
 
 def _everything(rank: int, world_size: int, folder: str) -> dict[str, Any]:
-    return {"mapped": map_on_ranks(rank, world_size, folder), "trained": train_on_ranks(rank, world_size)}
+    return {
+        "mapped": map_on_ranks(rank, world_size, folder),
+        "trained": train_on_ranks(rank, world_size),
+        "touched": touched_on_ranks(rank, world_size),
+    }
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from embeddings.plan import make_plan
 from embeddings.sharders import sharders
 from embeddings.specs import TableSpec
 from embeddings.tables import Tables, group_kjts, module_name
+from embeddings.touched import RowMap, watch_rows
 from tests.embeddings.specs import spec
 
 LR_DENSE = 0.1
@@ -244,3 +245,42 @@ def _updated(
         square = torch.cat([part.mean(1, keepdim=True).expand_as(part) for part in parts], dim=1)
     state += square
     return weight - config.lr * grad / (state.sqrt() + config.eps)
+
+
+def touched_on_ranks(rank: int, world_size: int) -> dict[str, Any]:
+    """Three steps, a generation ended after the second, then an evaluation: what was marked, and the rows at the
+    start, after two steps and at the end."""
+    sharded, _ = build(SPECS, RUNS["adagrad"], rank, world_size)
+    touched = watch_rows(sharded, SPECS)
+    start = local_shards(sharded, SPECS)
+    dense = torch.optim.SGD([p for n, p in sharded.named_parameters() if ".dense." in n], lr=LR_DENSE)
+    pipeline: Any = TrainPipelineSparseDist(sharded, dense, torch.device("cpu"))
+    batches = iter([_batch(SPECS, step, rank, world_size) for step in range(3)])
+    found: dict[str, Any] = {"start": start, "watched": 0, "watched_too_late": 0}
+
+    def watcher(row_map: RowMap, positions: torch.Tensor) -> None:
+        """No row that comes for the first time has changed yet."""
+        now = local_shards(sharded, SPECS)
+        for shard in row_map.shards:
+            inside = (positions >= shard.base) & (positions < shard.base + shard.rows)
+            rows = positions[inside] - shard.base
+            rows = rows[shard.generation_R[rows] == 0]
+            found["watched"] += len(rows)
+            for (_, _, before), (_, _, after) in zip(start[shard.table], now[shard.table], strict=True):
+                found["watched_too_late"] += int((before[rows] != after[rows]).sum())
+
+    touched.watcher = watcher
+    for step in range(3):
+        if step == 2:
+            found["middle"] = local_shards(sharded, SPECS)
+            touched.end_generation()
+        pipeline.progress(batches)
+    found["end"] = local_shards(sharded, SPECS)
+    found["generations"] = [(s.table, s.first, s.generation_R.clone()) for s in touched.shards()]
+    model = pipeline.detach().eval()
+    with torch.no_grad():
+        model(_batch(SPECS, 3, rank, world_size))
+    found["marked_by_evaluation"] = any(
+        not torch.equal(s.generation_R, kept[2]) for s, kept in zip(touched.shards(), found["generations"], strict=True)
+    )
+    return found
