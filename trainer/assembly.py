@@ -17,6 +17,7 @@ from embeddings.plan import make_plan
 from embeddings.sharders import sharders
 from embeddings.specs import TableSpec, table_specs
 from embeddings.tables import Tables
+from embeddings.touched import TouchedRows, watch_rows
 from model.loss import Heads, TaskHead
 from model.rankers import build_ranker
 from trainer.config import Config
@@ -40,6 +41,7 @@ class Assembly:
     specs: dict[str, TableSpec]
     layout: Layout
     plan: ShardingPlan
+    touched: TouchedRows
 
     @property
     def module(self) -> Recommender:
@@ -97,4 +99,5 @@ def assemble(config: Config, runtime: Runtime) -> Assembly:
         specs=specs,
         layout=layout,
         plan=plan,
+        touched=watch_rows(model, specs),
     )

@@ -51,12 +51,33 @@ class Train(Frozen):
 class Checkpoint(Frozen):
     """`[checkpoint]`: when, whichever comes first; one is always written at the end.
 
-    every_steps, every_minutes: 0 = off. keep: so many, the newest ones.
+    every_steps, every_minutes: 0 = off.
+    mode:      "async": written while training goes on; "sync": training waits until it is committed.
+    full_every: every so many checkpoints is a full one, those in between hold only the rows touched since the one
+               before; 1 = all are full.
+    aside_mb:  of rows that an update is about to change and that are still to be written, copied aside on each rank;
+               beyond it training waits for the writer.
+    store:     a folder that every rank sees, or a URI such as "s3://bucket/run": this run's alone. "" = checkpoints/
+               of the run directory.
+    keep:      so many, the newest ones.
+    keep_best: besides, so many by `best`, of those that an evaluation at the same step has scored; a checkpoint is
+               then written at every evaluation under way. 0 = none.
+    best:      TASK.METRIC or METRIC (of the first task): "ne" and "loss", where less is better, "auc" and "gauc".
+    keep_segments: besides, the last one of each of so many segments, the newest ones. 0 = none.
+
+    What a kept difference is built on stays as well.
     """
 
     every_steps: int = Field(default=0, ge=0)
     every_minutes: float = Field(default=10.0, ge=0)
+    mode: Literal["async", "sync"] = "async"
+    full_every: int = Field(default=1, gt=0)
+    aside_mb: int = Field(default=1024, gt=0)
+    store: str = ""
     keep: int = Field(default=3, gt=0)
+    keep_best: int = Field(default=0, ge=0)
+    best: str = "ne"
+    keep_segments: int = Field(default=0, ge=0)
 
 
 class Telemetry(Frozen):

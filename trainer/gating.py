@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from pipelines.profile import columns_digest, files_digest, profile_segment
 from pipelines.profile_format import SegmentProfile, read_profile
 from pipelines.schema import Frozen
 from pipelines.segments import Segment, find_segments, included, list_segments, matches
+from trainer.checkpoint.folder import Folder, Location
 from trainer.config import Config
 from trainer.errors import RunDataError
 from trainer.run_dir import Resume, RunDir
@@ -199,13 +201,15 @@ def _read(run_dir: RunDir) -> Decisions:
         ) from error
 
 
-def _begun(config: Config, checkpoint: Path | None) -> frozenset[str]:
+def _begun(config: Config, checkpoint: Location | None) -> frozenset[str]:
     """Segments that the newest checkpoint is in or past. A later epoch, or an order that mixes segments, has begun all
     of them."""
     if checkpoint is None:
         return frozenset()
     # The worker verifies the checkpoint and says what is wrong with it; torch, which that needs, is not loaded yet.
-    position: Any = json.loads((checkpoint / "state.json").read_text(encoding="utf-8")).get("position")
+    position: Any = None
+    with suppress(OSError, ValueError):
+        position = json.loads(Folder(checkpoint).read("state.json")).get("position")
     if position is None:
         return frozenset()
     train = [segment.name for segment in find_segments(config.data).train]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from torch import nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
@@ -14,6 +13,7 @@ from embeddings.tables import Tables
 from pipelines.windows import Pass
 from trainer.assembly import Assembly
 from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.folder import Location
 from trainer.config import Config
 from trainer.consumed import Recorder
 from trainer.device_batch import RequestBatch
@@ -21,6 +21,7 @@ from trainer.feed import Feed
 from trainer.model_state import load_rest, model_tensors
 from trainer.recommender import Outputs
 from trainer.reporter import Reporter
+from trainer.run_dir import RunDir
 from trainer.runtime import Runtime
 from trainer.train_state import TrainState
 
@@ -29,7 +30,8 @@ class Trainer:
     """train() runs to the end of the data, to max_steps, or until asked to stop, and leaves a checkpoint. Every method
     is collective.
 
-    feed_from: makes the feed that starts after a state. evaluate: called with the detached model at its own cadence.
+    feed_from: makes the feed that starts after a state. evaluate: called with the detached model at its own cadence;
+    returns its scores, as checkpoints are compared by them.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class Trainer:
         feed_from: Callable[[TrainState], Feed],
         reporter: Reporter,
         checkpointer: Checkpointer,
-        evaluate: Callable[[nn.Module, TrainState, int], object],
+        evaluate: Callable[[nn.Module, TrainState, int], Mapping[str, float]],
         runtime: Runtime,
     ) -> None:
         self._config, self._assembly, self._pass = config, assembly, pass_
@@ -68,12 +70,13 @@ class Trainer:
                 if recorder is not None:
                     recorder.trained(self.state.step, outputs.host)
                 self._reporter.after_step(outputs, self.state, self._feed)
-                if self._evaluation_is_due():
-                    self.evaluate()
-                if self._feed.saving or self._checkpointer.due_by_steps(self.state.step):
-                    self.save()
+                scores = self.evaluate() if self._evaluation_is_due() else {}
+                if self._saving_is_due(bool(scores)):
+                    self.save(scores)
+                self._reporter.saved(self._checkpointer.poll())
             self._reporter.end(self.state, self._feed)
             self.save()
+            self._reporter.saved(self._checkpointer.wait())
         finally:
             self._feed.close()
         self._pipeline.detach()
@@ -109,36 +112,46 @@ class Trainer:
         every = self._config.train.eval_every
         return bool(every) and self.state.step % every == 0
 
-    def evaluate(self) -> None:
-        """Detach the pipeline, predict, attach it again: the trajectory stays as it was."""
+    def _saving_is_due(self, scored: bool) -> bool:
+        """The same on every rank."""
+        wanted = scored and self._config.checkpoint.keep_best > 0
+        return self._feed.saving or wanted or self._checkpointer.due_by_steps(self.state.step)
+
+    def evaluate(self) -> Mapping[str, float]:
+        """Detach the pipeline, predict, attach it again: the trajectory stays as it was. Returns the scores."""
         started = time.perf_counter()
-        self._evaluate_model(self._pipeline.detach(), self.state, self._config.train.eval_rows)
+        scores = self._evaluate_model(self._pipeline.detach(), self.state, self._config.train.eval_rows)
         self._pipeline.attach()
         if self._pipeline.contexts:
             # Attaching sends the ids of the batch in flight once more, into new contexts: that exchange has to be ended
             # too, or the lookup would read it half done.
             self._pipeline.wait_sparse_data_dist(self._pipeline.contexts[0])
         self._reporter.not_training(time.perf_counter() - started)
+        return scores
 
-    def save(self) -> None:
-        """Weights, optimizers, id maps, metrics and position, in one commit; nothing where this step is saved
-        already."""
+    def save(self, scores: Mapping[str, float] | None = None) -> None:
+        """Weights, optimizers, id maps, metrics and position, in one commit, which may come while training goes on;
+        nothing where this step is saved already."""
         self._feed.saving = False
         if self._recorder is not None:
             self._recorder.flush()  # what a checkpoint holds is on record before it is complete
         state = self.state.to_checkpoint(
             self._config, self._world_size, self._assembly.gate.bad_steps, self._reporter.metrics_state()
         )
-        saved = self._checkpointer.save(state, lambda: model_tensors(self._assembly, self.state.step))
-        self._reporter.saved(self.state, saved)
+        stalled = self._checkpointer.begin(state, lambda: model_tensors(self._assembly, self.state.step), scores)
+        self._reporter.not_training(stalled)
 
-    def begin_with(self, path: Path) -> None:
+    def newest_good(self, run_dir: RunDir) -> Location | None:
+        """The checkpoint of a run to go on from, if it has one. Damaged ones are passed over and named."""
+        return self._checkpointer.newest_good(run_dir)
+
+    def begin_with(self, path: Location) -> None:
         """The model of another run's checkpoint, with all its optimizers, id maps, counts and metrics; this run's data
         from the start."""
         self.resume(path)
         self.state = replace(self.state, position=None)
 
-    def resume(self, path: Path) -> None:
+    def resume(self, path: Location) -> None:
         """As if the run that saved `path` had never stopped: with the same world size, to the bit."""
         tensors = model_tensors(self._assembly)
         found = self._checkpointer.load(path, tensors, self._config.schema)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from trainer.train_state import TrainState
 class Reporter:
     """Called after every step, on every rank; collective every `train.log_every` steps and where a segment ends.
 
-    Speeds are of the time spent training: evaluation and checkpoints are taken out.
+    Speeds are of the time spent training: evaluation and what training waits for checkpoints are taken out.
     """
 
     def __init__(
@@ -78,12 +79,18 @@ class Reporter:
         """Takes time out of the speeds."""
         self._paused += seconds
 
-    def saved(self, state: TrainState, saved: Saved) -> None:
-        """A checkpoint was committed, unless this step had one."""
-        if not saved.written:
-            return
-        self.not_training(saved.seconds)
-        self._telemetry.checkpoint(state.step, state.examples, saved.path, saved.bytes, saved.seconds)
+    def saved(self, committed: Sequence[Saved]) -> None:
+        """Checkpoints were committed, perhaps some steps after their own."""
+        for saved in committed:
+            self._telemetry.checkpoint(
+                saved.step,
+                saved.examples,
+                saved.path,
+                saved.bytes,
+                saved.seconds,
+                stall_seconds=saved.stall_seconds,
+                checkpoint_kind=saved.kind,
+            )
 
     def metrics_state(self) -> dict[str, Any]:
         """Collective: what a checkpoint keeps."""

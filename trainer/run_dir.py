@@ -4,7 +4,7 @@
     metrics.jsonl · tensorboard/ · consumed/ · profiles/ gate.json (with [data.gate])
     plan_cache/ (footers of the data; may be removed between runs)
     quarantine/ (bad rows, where data.on_bad_row says so)
-    checkpoints/step_00002000/ (complete only when its COMMIT file exists)
+    checkpoints/step_00002000/ (complete only when its COMMIT file exists; elsewhere where [checkpoint] store says so)
 
 A path of a file system that every rank sees. Files are replaced whole (temporary file, fsync, rename), so that a reader
 never sees half of one.
@@ -15,18 +15,17 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
-from dataclasses import dataclass
+import tomllib
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.checkpoint.folder import COMMIT, Location, StepDir, below, located, step_dirs, step_name
 from trainer.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
 
 Resume = Literal["never", "auto", "must"]
-COMMIT = "COMMIT"
-_STEP_DIR = re.compile(r"step_(\d{8,})")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -49,20 +48,15 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-@dataclass(frozen=True)
-class StepDir:
-    """One directory under checkpoints/. complete: it holds a COMMIT file."""
-
-    path: Path
-    step: int
-    complete: bool
-
-
 class RunDir:
-    """Names and atomic writes; only rank 0 (or the launcher) writes through it, checkpoints apart."""
+    """Names and atomic writes; only rank 0 (or the launcher) writes through it, checkpoints apart.
 
-    def __init__(self, path: Path | str) -> None:
+    store: `[checkpoint] store` of the run; None = what its config.toml says.
+    """
+
+    def __init__(self, path: Path | str, store: str | None = None) -> None:
         self.path = Path(path)
+        self._store = store
         self.config = self.path / "config.toml"
         self.plan_text = self.path / "plan.txt"
         self.plan_json = self.path / "plan.json"
@@ -75,9 +69,19 @@ class RunDir:
         self.profiles = self.path / "profiles"
         self.gate = self.path / "gate.json"
         self.quarantine = self.path / "quarantine"
-        self.checkpoints = self.path / "checkpoints"
 
-    def prepare(self, resume: Resume) -> Path | None:
+    @cached_property
+    def checkpoints(self) -> Location:
+        """Where they are."""
+        store = self._store
+        if store is None and self.config.is_file():
+            try:
+                store = tomllib.loads(self.config.read_text(encoding="utf-8")).get("checkpoint", {}).get("store", "")
+            except (OSError, ValueError):  # whoever needs the config says what is wrong with it
+                store = ""
+        return located(store) if store else self.path / "checkpoints"
+
+    def prepare(self, resume: Resume) -> Location | None:
         """Makes the directory; returns the checkpoint to go on from, or None to begin at the beginning. Once a run,
         before anything is written.
 
@@ -93,7 +97,13 @@ class RunDir:
                     "one → add --resume auto to go on with it, or name another with --run-dir"
                 )
             for folder in (self.path, self.consumed, self.checkpoints):
-                folder.mkdir(parents=True, exist_ok=True)
+                if isinstance(folder, Path):
+                    folder.mkdir(parents=True, exist_ok=True)
+            if resume == "never" and (there := self.step_dirs()):
+                raise ConfigError(
+                    f"[checkpoint] store = '{self.checkpoints}' holds {there[-1].name} → a store is one run's alone → "
+                    "name another, or go on with that run by --resume auto"
+                )
         except OSError as error:
             raise ConfigError(
                 f"run directory {self.path}: {error.strerror} → it must be a directory we can write → choose another "
@@ -101,7 +111,7 @@ class RunDir:
             ) from error
         return self._checkpoint_to_resume(resume)
 
-    def _checkpoint_to_resume(self, resume: Resume) -> Path | None:
+    def _checkpoint_to_resume(self, resume: Resume) -> Location | None:
         if resume == "never":
             return None
         latest = self.require_latest() if resume == "must" else self.latest()
@@ -110,7 +120,7 @@ class RunDir:
         log.info("resume: %s", f"from {latest}" if latest else "no complete checkpoint yet: from the beginning")
         return latest
 
-    def require_latest(self) -> Path:
+    def require_latest(self) -> Location:
         """The newest complete checkpoint. Raises CheckpointError when there is none."""
         latest = self.latest()
         if latest is None:
@@ -123,21 +133,17 @@ class RunDir:
         return latest
 
     def _incomplete(self) -> str:
-        return ", ".join(found.path.name for found in self.step_dirs() if not found.complete)
+        return ", ".join(found.name for found in self.step_dirs() if not found.complete)
 
-    def step_dir(self, step: int) -> Path:
+    def step_dir(self, step: int) -> Location:
         """Where the checkpoint of this step belongs."""
-        return self.checkpoints / f"step_{step:08d}"
+        return below(self.checkpoints, step_name(step))
 
     def step_dirs(self) -> list[StepDir]:
-        """Everything under checkpoints/ that is named like one, oldest step first."""
-        if not self.checkpoints.is_dir():
-            return []
-        named = ((path, _STEP_DIR.fullmatch(path.name)) for path in self.checkpoints.iterdir())
-        found = [StepDir(path, int(match[1]), (path / COMMIT).is_file()) for path, match in named if match]
-        return sorted(found, key=lambda step_dir: step_dir.step)
+        """Everything in the store that is named like a checkpoint, oldest step first."""
+        return step_dirs(self.checkpoints)
 
-    def latest(self) -> Path | None:
+    def latest(self) -> Location | None:
         """The newest complete checkpoint."""
         complete = [found.path for found in self.step_dirs() if found.complete]
         return complete[-1] if complete else None

@@ -17,11 +17,13 @@ import torch.distributed as dist
 from trainer import machine
 from trainer.errors import ConfigError
 
+CHECKPOINT_TIMEOUT = timedelta(hours=1)
+
 
 @dataclass(frozen=True)
 class Runtime:
     """tables: the group of id and row exchange. dense: gradients'. gate: the bad-step flag's. control: host-side
-    agreements (always gloo).
+    agreements (always gloo). checkpoint: of those who write checkpoints beside the training (always gloo).
 
     Separate groups, so that no exchange queues behind another kind of it.
     """
@@ -36,6 +38,7 @@ class Runtime:
     dense: dist.ProcessGroup
     gate: dist.ProcessGroup
     control: dist.ProcessGroup
+    checkpoint: dist.ProcessGroup
     reasons: tuple[str, ...] = field(default=())
 
     @property
@@ -103,6 +106,8 @@ def start(timeout_seconds: float, threads: int) -> Iterator[Runtime]:
             dense=dist.new_group(backend=backend, timeout=timeout),
             gate=dist.new_group(backend=backend, timeout=timeout),
             control=dist.new_group(backend="gloo", timeout=timeout),
+            # Ranks meet here when their files are written, which a slow store may make much later on one than another.
+            checkpoint=dist.new_group(backend="gloo", timeout=max(timeout, CHECKPOINT_TIMEOUT)),
             reasons=(
                 f"device {device.type}, backend {backend}: {why}",
                 "dtype float32: mixed precision is not offered by this version",

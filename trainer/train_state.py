@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from pydantic import JsonValue
 
 from pipelines.batch import Position
+from trainer.checkpoint.folder import Location, name_of
 from trainer.checkpoint.state import CheckpointState
 from trainer.config import Config
 from trainer.recommender import Outputs
@@ -60,7 +60,7 @@ class TrainState:
         )
 
     @staticmethod
-    def from_checkpoint(saved: CheckpointState, path: Path) -> TrainState:
+    def from_checkpoint(saved: CheckpointState, path: Location) -> TrainState:
         """Where the run that saved it stood."""
         through, quarantined = saved.extra["data_through"], saved.extra.get("quarantined_rows", 0)
         assert isinstance(through, int)
@@ -72,5 +72,5 @@ class TrainState:
             quarantined_rows=quarantined,
             data_through=through,
             position=saved.position,
-            lineage=(*saved.resumed_from, path.name),
+            lineage=(*saved.resumed_from, name_of(path)),
         )

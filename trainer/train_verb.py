@@ -51,11 +51,11 @@ def run_training(options: TrainOptions) -> None:
     stop = LocalStop()
     with Interrupts(stop) as interrupts:
         try:
-            with _run_directory(options, speaks) as run_dir:
+            with _run_directory(options, config.checkpoint.store, speaks) as run_dir:
                 if speaks:  # under torchrun the other ranks meet the first one in the process group, after this
                     ensure_rows(config)
                     interrupts.arm()  # Ray installs handlers of its own when rows are made
-                    if not run_dir.checkpoints.is_dir():  # else it is one to go on with, and prepared already
+                    if not run_dir.consumed.is_dir():  # else it is one to go on with, and prepared already
                         run_dir.prepare(options.resume)
                     check_rows(config, FooterCache(run_dir.plan_cache))
                     config = gate_segments(config, run_dir, options.resume)
@@ -75,12 +75,12 @@ def _is_first(choice: Choice) -> bool:
 
 
 @contextmanager
-def _run_directory(options: TrainOptions, first: bool) -> Iterator[RunDir]:
+def _run_directory(options: TrainOptions, store: str, first: bool) -> Iterator[RunDir]:
     """The run's directory, not made yet. A run that ends before it has anything to show leaves none behind."""
     path = Path(options.run_dir or Path("runs") / Path(options.config).stem)
     if options.dry_run:
         path = path.with_name(f"{path.name}.dry-run")  # a name that every rank knows, and only dry runs use
-    run_dir = RunDir(path)
+    run_dir = RunDir(path, "" if options.dry_run else store)
     made = [parent for parent in path.parents if not parent.exists()]  # by this run, when it makes its directory
     if options.dry_run and first:
         shutil.rmtree(path, ignore_errors=True)

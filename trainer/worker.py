@@ -61,7 +61,7 @@ def _agreed(config: Config, runtime: Runtime) -> Config:
 
 def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
     """Train to the end, evaluate, say what came of it. Collective."""
-    config, run_dir = job.config, RunDir(job.run_dir)
+    config, run_dir = job.config, RunDir(job.run_dir, job.config.checkpoint.store)
     segments = shared_segments(config.data, runtime)
     with _logging_to(run_dir, runtime):
         executors = _executors(job, runtime)  # before the model: readers start and import while it is made
@@ -70,12 +70,13 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
         telemetry = Telemetry(run_dir, config.telemetry, runtime.rank, tuple(config.schema.tasks))
         try:
             trainer, evaluator = _join(job, runtime, assembly, executors, segments.train, segments.eval, telemetry)
-            path = run_dir.latest() if job.resume != "never" else None
+            path = trainer.newest_good(run_dir) if job.resume != "never" else None
             if path is not None:
                 trainer.resume(path)
                 telemetry.resumed(trainer.state.step, trainer.state.examples, path)
             elif job.init_from is not None:
-                path = RunDir(job.init_from).require_latest()
+                parent = RunDir(job.init_from)
+                path = trainer.newest_good(parent) or parent.require_latest()
                 trainer.begin_with(path)
                 telemetry.resumed(trainer.state.step, trainer.state.examples, path, event="init_from")
                 if runtime.is_first:
@@ -91,9 +92,13 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
 
 def dry_run(job: Job, runtime: Runtime) -> dict[str, Any]:
     """Real batches through plan, step, checkpoint and resume, in a throw-away run directory. Collective."""
-    config = replace(job.config, telemetry=job.config.telemetry.model_copy(update={"prometheus": False}))
+    config = replace(
+        job.config,
+        telemetry=job.config.telemetry.model_copy(update={"prometheus": False}),
+        checkpoint=job.config.checkpoint.model_copy(update={"store": ""}),
+    )
     segments = shared_segments(config.data, runtime)
-    run_dir = RunDir(job.run_dir)
+    run_dir = RunDir(job.run_dir, "")
     seconds = {}
     executors = _executors(job, runtime)
     for step in (1, 2):
@@ -132,7 +137,7 @@ def run_evaluation(job: Job, rows: str = "") -> dict[str, Any] | None:
                 RunDir(scratch), config.telemetry, runtime.rank, tuple(config.schema.tasks), quiet=True
             )
             trainer, evaluator = _join(job, runtime, assembly, executors, segments, segments, telemetry)
-            path = run_dir.require_latest()
+            path = trainer.newest_good(run_dir) or run_dir.require_latest()
             trainer.resume(path)
             evaluator(assembly.model, trainer.state)
             result = telemetry.finish() | {"places": {"run directory": job.run_dir, "checkpoint": str(path)}}
@@ -150,16 +155,19 @@ def _join(
     telemetry: Telemetry,
 ) -> tuple[Trainer, Evaluator]:
     config = job.config
-    run_dir = RunDir(job.run_dir)
+    run_dir = RunDir(job.run_dir, config.checkpoint.store)
     cache = FooterCache(run_dir.plan_cache)
     quarantine = str(run_dir.quarantine) if config.data.on_bad_row == "quarantine" else ""
     cost = row_cost(assembly.layout.spec, config.model)
     pass_ = Pass(config.schema, config.data, train, config.train.seed, quarantine=quarantine, cost=cost, cache=cache)
-    checkpointer = Checkpointer(run_dir, config.checkpoint, runtime.control)
+    checkpointer = Checkpointer(
+        run_dir, config.checkpoint, runtime.control, touched=assembly.touched, background=runtime.checkpoint
+    )
     reporter = Reporter(config, runtime, telemetry, checkpointer, assembly.optimizer, assembly.gate)
 
     def wants() -> tuple[bool, bool]:
-        return job.stop.requested(), runtime.is_first and checkpointer.due_by_minutes()
+        due = runtime.is_first and checkpointer.due_by_minutes()
+        return job.stop.requested(), due or checkpointer.failed  # to save says on every rank what one rank knows
 
     executor, evaluation = executors
     evaluator = Evaluator(config, held_out, assembly.mapper, runtime, evaluation, telemetry, cache, quarantine, cost)
@@ -170,7 +178,7 @@ def _join(
         lambda state: open_feed(pass_, state.position, executor, assembly.mapper, runtime, state.step, wants=wants),
         reporter,
         checkpointer,
-        evaluator,
+        lambda model, state, rows: evaluator(model, state, rows).scores,
         runtime,
     )
     return trainer, evaluator

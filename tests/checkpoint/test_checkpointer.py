@@ -17,7 +17,8 @@ from embeddings.held import Held, whole
 from pipelines.schema import Column, Schema, Task
 from trainer.checkpoint import manifest
 from trainer.checkpoint.checkpointer import Checkpointer
-from trainer.checkpoint.saving import remove_checkpoint, save_tensors
+from trainer.checkpoint.folder import Folder
+from trainer.checkpoint.saving import save_tensors
 from trainer.checkpoint.state import CheckpointState
 from trainer.config_sections import Checkpoint
 from trainer.errors import CheckpointError, ConfigError
@@ -255,7 +256,7 @@ def test_an_interrupted_save_is_named_ignored_and_replaced(tmp_path: Path, caplo
     with pytest.raises(CheckpointError, match="no COMMIT"):
         checkpointer.load(broken, _zeros())
     assert Checkpointer(run_dir, Checkpoint()).save(_state(20), _ones).path == run_dir.latest()
-    remove_checkpoint(complete)
+    Folder(complete).remove()
     (broken / "COMMIT").unlink()
     with pytest.raises(CheckpointError, match=r"no complete checkpoint \(without COMMIT: step_00000020\)"):
         run_dir.prepare("must")

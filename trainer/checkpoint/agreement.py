@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from trainer.checkpoint.manifest import DamagedError
 from trainer.errors import CheckpointError, UserError
 
 Value = TypeVar("Value")
@@ -24,7 +25,8 @@ def gather(value: Value, group: dist.ProcessGroup | None) -> list[Value]:
 
 @contextmanager
 def agree(group: dist.ProcessGroup | None) -> Iterator[None]:
-    """Collective at its end: if the body failed on any rank, CheckpointError on every rank with all their lines.
+    """Collective at its end: if the body failed on any rank, CheckpointError on every rank with all their lines, and
+    DamagedError where all of them are.
 
     What its user cannot have caused is raised as it is where it happened, and as a RuntimeError elsewhere.
     """
@@ -33,13 +35,14 @@ def agree(group: dist.ProcessGroup | None) -> Iterator[None]:
         yield
     except Exception as error:
         failed = error
-    found = gather(_lines(failed), group)
-    lines = list(dict.fromkeys(line for of_rank in found for line in of_rank if line))
+    found = [rank for rank in gather((_lines(failed), isinstance(failed, DamagedError)), group) if rank[0]]
+    lines = list(dict.fromkeys(line for of_rank, _ in found for line in of_rank if line))
     if failed is not None and not _lines(failed)[0]:
         raise failed
     if lines:
-        raise CheckpointError(lines) from failed
-    if any(of_rank for of_rank in found):
+        kind = DamagedError if all(is_damaged for _, is_damaged in found) else CheckpointError
+        raise kind(lines) from failed
+    if found:
         raise RuntimeError("another rank failed: its own traceback says why")
 
 

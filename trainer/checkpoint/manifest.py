@@ -5,22 +5,24 @@
     state.json                     everything that is not a tensor (state.py)
     COMMIT                         size and sha256 of every other file; written last, when all of them are durable
 
+A checkpoint is a full one, or a difference: to its base, which COMMIT names, itself full or a difference.
+
 Nothing here, or that reads these, unpickles.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from pipelines.schema import Frozen
+from trainer.checkpoint.folder import COMMIT, PIECE, Folder, Location
 from trainer.errors import CheckpointError
-from trainer.run_dir import COMMIT
 
 METADATA = "metadata.json"
 STATE = "state.json"
@@ -28,7 +30,12 @@ FORMAT_VERSION = 2
 READABLE = (1, 2)
 PLAIN_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.]*$"  # no folders: a manifest names nothing outside its directory
 
-Model = TypeVar("Model", bound=Frozen)
+Kind = Literal["full", "delta"]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class DamagedError(CheckpointError):
+    """Incomplete, or not what was once written: an older checkpoint may be good."""
 
 
 class FileRecord(Frozen):
@@ -38,12 +45,30 @@ class FileRecord(Frozen):
     sha256: str
 
 
+class Base(Frozen):
+    """What a difference is to. name: of the folder beside its own. sha256: of the base's COMMIT."""
+
+    name: str = Field(pattern=PLAIN_NAME)
+    sha256: str
+
+
 class Commit(Frozen):
-    """COMMIT: {file name: what it held when it was written}."""
+    """COMMIT.
+
+    files: {file name: what it held when it was written}. base: of a difference. segment: of the last batch trained.
+    scores: {TASK.METRIC: of the evaluation at this very step}; by these two and the step it is kept or removed.
+    """
 
     format_version: int
     step: int
     files: dict[str, FileRecord]
+    base: Base | None = None
+    segment: str = ""
+    scores: Mapping[str, float] = Field(default_factory=dict)
+
+    @property
+    def kind(self) -> Kind:
+        return "full" if self.base is None else "delta"
 
     def total_bytes(self) -> int:
         """Of the whole checkpoint."""
@@ -51,12 +76,17 @@ class Commit(Frozen):
 
 
 class Chunk(Frozen):
-    """One box of a tensor, in full, under `key` of `file`; in the file it may be flat."""
+    """One box of a tensor, under `key` of `file`; in the file it may be flat.
+
+    positions: key of the same file, "" = the box is stored in full. Else only the elements at these positions are,
+    ascending: of the box seen as [−1, the stored shape but for its first dimension]. The others are the base's.
+    """
 
     offsets: list[int]
     sizes: list[int]
     file: str = Field(pattern=PLAIN_NAME)
     key: str
+    positions: str = ""
 
 
 class TensorRecord(Frozen):
@@ -74,11 +104,25 @@ class TensorIndex(Frozen):
     tensors: dict[str, TensorRecord]
 
 
+def record_of(content: bytes) -> FileRecord:
+    """Of a small file."""
+    return FileRecord(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
 def digest(path: Path) -> FileRecord:
+    """Size and sha256 of a file on this machine, read in pieces."""
+    return digest_in(Folder(path.parent), path.name)
+
+
+def digest_in(folder: Folder, name: str) -> FileRecord:
     """Size and sha256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileRecord(bytes=os.fstat(file.fileno()).st_size, sha256=sha256)
+    sha256 = hashlib.sha256()
+    size = 0
+    with folder.open(name) as file:
+        while content := file.read(PIECE):
+            sha256.update(content)
+            size += len(content)
+    return FileRecord(bytes=size, sha256=sha256.hexdigest())
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -91,56 +135,68 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def read_commit(path: Path) -> Commit:
-    """Raises CheckpointError: no COMMIT (the checkpoint is incomplete), not ours, or of a newer format."""
-    commit = read_json(path / COMMIT, Commit)
-    if commit.format_version not in READABLE:
+def read_commit(path: Location) -> Commit:
+    """Raises DamagedError: no COMMIT (the checkpoint is incomplete), or not ours; CheckpointError: of a newer
+    format."""
+    folder = Folder(path)
+    version = read_json(folder, COMMIT, _Version).format_version
+    if version not in READABLE:
         raise CheckpointError(
-            f"checkpoint {path}: format {commit.format_version} → this version reads formats "
-            f"{', '.join(map(str, READABLE))} → use the tokenformer that wrote it"
+            f"checkpoint {folder}: format {version} → this version reads formats {', '.join(map(str, READABLE))} → use "
+            "the tokenformer that wrote it"
         )
-    return commit
+    return read_json(folder, COMMIT, Commit)
 
 
-def read_index(path: Path, commit: Commit) -> TensorIndex:
+def read_index(path: Location, commit: Commit) -> TensorIndex:
     """metadata.json, when it is the file that was committed."""
-    check_files(path, commit, [METADATA])
-    return read_json(path / METADATA, TensorIndex)
+    return read_committed(path, commit, METADATA, TensorIndex)
 
 
-def check_files(path: Path, commit: Commit, names: list[str]) -> None:
-    """Raises CheckpointError with a line per file that is missing or not what was committed."""
-    problems = []
+def read_committed(path: Location, commit: Commit, name: str, model: type[Model]) -> Model:
+    """A JSON file, when it is the one that was committed."""
+    check_files(path, commit, [name])
+    return read_json(Folder(path), name, model)
+
+
+def check_files(path: Location, commit: Commit, names: list[str]) -> None:
+    """Raises DamagedError with a line per file that is missing or not what was committed."""
+    folder, problems = Folder(path), []
     for name in names:
         expected = commit.files.get(name)
-        file = path / name
-        if expected is None or not file.is_file():
+        size = folder.size(name) if expected is not None else None
+        if expected is None or size is None:
             found = "is not in COMMIT" if expected is None else "is missing"
-        elif file.stat().st_size != expected.bytes:
-            found = f"has {file.stat().st_size} bytes, {expected.bytes} were committed"
-        elif digest(file) != expected:
+        elif size != expected.bytes:
+            found = f"has {size} bytes, {expected.bytes} were committed"
+        elif digest_in(folder, name) != expected:
             found = "has another sha256 than was committed"
         else:
             continue
         problems.append(
-            f"checkpoint {path}: file {name} {found} → a checkpoint is read only as it was written → use an older one"
+            f"checkpoint {folder}: file {name} {found} → a checkpoint is read only as it was written → use an older one"
         )
     if problems:
-        raise CheckpointError(problems)
+        raise DamagedError(problems)
 
 
-def read_json(file: Path, model: type[Model]) -> Model:
-    """One of the JSON files. Raises CheckpointError where it is missing or not what its model says."""
+def read_json(folder: Folder, name: str, model: type[Model]) -> Model:
+    """One of the JSON files. Raises DamagedError where it is missing or not what its model says."""
     try:
-        return model.model_validate_json(file.read_bytes())
+        return model.model_validate_json(folder.read(name))
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"checkpoint {file.parent}: no {file.name} → a checkpoint is complete only with it → use a complete one, "
-            "see "
-            f"{file.parent.parent}"
+        raise DamagedError(
+            f"checkpoint {folder}: no {name} → a checkpoint is complete only with it → use a complete one, see "
+            f"{str(folder).rpartition('/')[0]}"
         ) from error
     except (OSError, ValidationError) as error:
-        raise CheckpointError(
-            f"checkpoint {file.parent}: {file.name} cannot be read ({type(error).__name__}) → it is a JSON file that "
+        raise DamagedError(
+            f"checkpoint {folder}: {name} cannot be read ({type(error).__name__}) → it is a JSON file that "
             "`tokenformer train` writes → use an older checkpoint"
         ) from error
+
+
+class _Version(BaseModel):
+    """What every format's COMMIT has."""
+
+    format_version: int

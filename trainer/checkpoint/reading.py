@@ -5,19 +5,19 @@ Who resumes reads the boxes that lie on its rank; the `checkpoint` verbs read ta
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from embeddings.held import Held, LocalChunk
 from trainer.checkpoint import format_1, manifest
-from trainer.checkpoint.manifest import TensorRecord
+from trainer.checkpoint.folder import COMMIT, Folder, Location, sibling
+from trainer.checkpoint.manifest import Chunk, DamagedError, TensorRecord
 from trainer.checkpoint.row_states import is_row_state, read_row_state
+from trainer.checkpoint.tensor_file import TensorFile
 from trainer.errors import CheckpointError
 
 BLOCK_BYTES = 1 << 26  # read at a time: bounds what lies in memory twice
@@ -25,18 +25,21 @@ MAX_LINES = 5
 
 
 class SavedTensors:
-    """Of one checkpoint. A context manager: its files stay open. Raises CheckpointError where it is not complete.
+    """Of one checkpoint, a difference read over its base. A context manager: its files stay open. Raises DamagedError
+    where it is not complete.
 
     Reading checks no sha256: ask `check_files` first.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location) -> None:
         self.path = path
+        self._folder = Folder(path)
         self.commit = manifest.read_commit(path)
         index = manifest.read_index(path, self.commit)
         self.tensors: dict[str, TensorRecord] = (index if index.format_version > 1 else format_1.renamed(index)).tensors
-        self._open: dict[str, Any] = {}
+        self._open: dict[str, TensorFile] = {}
         self._closing = ExitStack()
+        self.base = None if self.commit.base is None else self._find_base(self.commit.base)
 
     def __enter__(self) -> SavedTensors:
         return self
@@ -44,11 +47,33 @@ class SavedTensors:
     def __exit__(self, *_: object) -> None:
         self._closing.close()
         self._open.clear()
+        if self.base is not None:
+            self.base.__exit__()
+
+    def chain(self) -> list[SavedTensors]:
+        """The full one, then the differences in order, this one last."""
+        return [*(self.base.chain() if self.base is not None else ()), self]
 
     def check_files(self, share: int = 0, of: int = 1) -> None:
-        """Every `of`-th file is what COMMIT says; ranks share the work. Raises CheckpointError, a line a file."""
+        """Every `of`-th file of the chain is what COMMIT says; ranks share the work. Raises DamagedError, a line a
+        file."""
+        if self.base is not None:
+            self.base.check_files(share, of)
         named = {chunk.file for record in self.tensors.values() for chunk in record.chunks}
         manifest.check_files(self.path, self.commit, sorted(set(self.commit.files) | named)[share::of])
+
+    def _find_base(self, base: manifest.Base) -> SavedTensors:
+        path = sibling(self.path, base.name)
+        try:
+            found = hashlib.sha256(Folder(path).read(COMMIT)).hexdigest()
+        except OSError as error:
+            found = type(error).__name__
+        if found != base.sha256:
+            raise DamagedError(
+                f"checkpoint {self._folder}: its base {base.name} is not the one it was written for ({found[:16]}) → a "
+                "difference is read over its own base → use an older one"
+            )
+        return SavedTensors(path)
 
     def problems(self, wanted: Mapping[str, Held]) -> list[str]:
         """A line for each tensor that is missing, of another size or dtype, or not saved in full; another tower differs
@@ -83,42 +108,58 @@ class SavedTensors:
         record = self.tensors[name]
         sizes = tuple(record.size) if sizes is None else sizes
         offsets = offsets or (0,) * len(sizes)
-        result = torch.empty(sizes, dtype=manifest.torch_dtype(record.dtype))
+        if self.base is None or _is_whole(record):
+            result = torch.empty(sizes, dtype=manifest.torch_dtype(record.dtype))
+        else:
+            result = self.base.read(name, offsets, sizes)
         for saved in record.chunks:
             low = [max(a, b) for a, b in zip(offsets, saved.offsets, strict=True)]
             ends = zip(offsets, sizes, saved.offsets, saved.sizes, strict=True)
             high = [min(a + m, b + n) for a, m, b, n in ends]
-            if any(end <= start for start, end in zip(low, high, strict=True)):
-                continue
-            source = _box(low, high, saved.offsets)
-            target = _box(low, high, offsets)
-            result[target] = self._stored(saved.file, saved.key, source, len(saved.sizes))
+            if all(start < end for start, end in zip(low, high, strict=True)):
+                try:
+                    self._lay(saved, _box(low, high, saved.offsets), result[_box(low, high, offsets)])
+                except (ValueError, OSError) as error:
+                    raise self._unreadable(saved.file, error) from error
         return result
 
-    def _stored(self, file: str, key: str, box: tuple[slice, ...], dimensions: int) -> torch.Tensor:
-        try:
-            if not dimensions:
-                whole: torch.Tensor = self._file(file).get_tensor(key)
-                return whole
-            stored = self._file(file).get_slice(key)
-            flat = len(stored.get_shape()) < dimensions  # row-wise states of format 1
-            part: torch.Tensor = stored[box[:1] if flat else box]
-            return part.unsqueeze(1) if flat else part
-        except (SafetensorError, OSError) as error:
-            raise self._unreadable(file, error) from error
+    def _lay(self, saved: Chunk, box: tuple[slice, ...], target: torch.Tensor) -> None:
+        """A part of a chunk (as a box in it) into its place."""
+        file = self._file(saved.file)
+        if not box:
+            target.copy_(file.read(saved.key))
+        elif not saved.positions:
+            stored = file.read(saved.key, box[0].start, box[0].stop)
+            flat = stored.dim() < len(box)  # row-wise states of format 1
+            target.copy_(stored.unsqueeze(1) if flat else stored[(slice(None), *box[1:])])
+        else:
+            self._lay_positions(file, saved, box, target)
 
-    def _file(self, name: str) -> Any:
-        """Memory-mapped. A pickle in its place is refused, not run."""
+    def _lay_positions(self, file: TensorFile, saved: Chunk, box: tuple[slice, ...], target: torch.Tensor) -> None:
+        """Elements that lie in the box, among others that stay. An element is what stands under one position: a row's
+        columns of this chunk, or a single number."""
+        rest = file.entries[saved.key].shape[1:] if saved.key in file.entries else ()
+        in_row = math.prod(saved.sizes[1:]) // max(1, math.prod(rest))  # elements in one step of the first dimension
+        if in_row > 1 and any(part != slice(0, size) for part, size in zip(box[1:], saved.sizes[1:], strict=True)):
+            raise ValueError(f"single numbers of {saved.key!r} are read in whole rows")
+        positions = file.read(saved.positions).long()
+        bounds = torch.tensor([box[0].start * in_row, box[0].stop * in_row])
+        first, last = torch.searchsorted(positions, bounds).tolist()
+        values = file.read(saved.key, first, last)
+        if in_row == 1 and rest:
+            values = values[(slice(None), *box[1:])]
+        elements = target if in_row == 1 else target.view(-1, *rest)
+        elements[positions[first:last] - bounds[0]] = values.view(-1, *elements.shape[1:])
+
+    def _file(self, name: str) -> TensorFile:
+        """A pickle in its place is refused, not run."""
         if name not in self._open:
-            try:
-                self._open[name] = self._closing.enter_context(safe_open(self.path / name, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise self._unreadable(name, error) from error
+            self._open[name] = TensorFile(self._closing.enter_context(self._folder.open(name)))
         return self._open[name]
 
     def _unreadable(self, file: str, error: Exception) -> CheckpointError:
-        return CheckpointError(
-            f"checkpoint {self.path}: file {file} cannot be read as safetensors ({error}) → nothing else is read → "
+        return DamagedError(
+            f"checkpoint {self._folder}: file {file} cannot be read as safetensors ({error}) → nothing else is read → "
             "use an older one"
         )
 
@@ -142,12 +183,21 @@ class SavedTensors:
                 "keeps its dtypes → use the run's own config.toml, or --init-from, which converts"
             )
         saved, wanted = sum(math.prod(chunk.sizes) for chunk in record.chunks), math.prod(size)
+        if self.base is not None and not _is_whole(record):
+            return self.base._problem(name, held)
         if saved != wanted:
             return (
                 f"checkpoint {self.path}: {saved} of {wanted} values of {name} were saved → all are needed → use an "
                 "older checkpoint"
             )
         return ""
+
+
+def _is_whole(record: TensorRecord) -> bool:
+    """Whether a difference holds all of a tensor, so that its base is not asked."""
+    return all(not chunk.positions for chunk in record.chunks) and sum(
+        math.prod(chunk.sizes) for chunk in record.chunks
+    ) >= math.prod(record.size)
 
 
 def _box(low: Sequence[int], high: Sequence[int], origin: Sequence[int]) -> tuple[slice, ...]:

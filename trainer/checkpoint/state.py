@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, JsonValue
@@ -11,6 +10,7 @@ from pydantic import Field, JsonValue
 from pipelines.batch import Position
 from pipelines.schema import Frozen, Schema
 from trainer.checkpoint import manifest
+from trainer.checkpoint.folder import Location
 from trainer.errors import CheckpointError
 
 
@@ -36,13 +36,12 @@ class CheckpointState(Frozen):
     extra: Mapping[str, JsonValue] = Field(default_factory=dict)
 
 
-def read_state(path: Path, commit: manifest.Commit, schema: Schema | None = None) -> CheckpointState:
+def read_state(path: Location, commit: manifest.Commit, schema: Schema | None = None) -> CheckpointState:
     """state.json of a complete checkpoint. `schema`: what it is to be used with.
 
     Raises CheckpointError: not as committed, or with a line per difference of the two schemas.
     """
-    manifest.check_files(path, commit, [manifest.STATE])
-    state = manifest.read_json(path / manifest.STATE, CheckpointState)
+    state = manifest.read_committed(path, commit, manifest.STATE, CheckpointState)
     differences = [] if schema is None else schema_differences(state.data_schema, schema)
     if differences:
         raise CheckpointError(

@@ -60,7 +60,8 @@ METRICS = (
     Metric("checkpoints_total", "counter", "", "Checkpoints committed by this process"),
     Metric("checkpoint_timestamp_seconds", "gauge", "seconds", "When the newest was committed, since 1970"),
     Metric("checkpoint_step", "gauge", "", "Step of the newest checkpoint"),
-    Metric("checkpoint_save_seconds", "gauge", "seconds", "Time the newest took"),
+    Metric("checkpoint_save_seconds", "gauge", "seconds", "Time the newest took, from its step to its commit"),
+    Metric("checkpoint_stall_seconds", "gauge", "seconds", "Of these, training waited for it"),
     Metric("checkpoint_bytes", "gauge", "bytes", "Size of the newest"),
     Metric("events_total", "counter", "", "Events written to metrics.jsonl", ("name",)),
 )

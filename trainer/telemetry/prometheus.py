@@ -80,12 +80,13 @@ class Prometheus:
             if task in record.gauc:
                 self._set("eval_gauc", record.gauc[task].value, record.split, task)
 
-    def checkpoint(self, step: int, size: int, seconds: float) -> None:
+    def checkpoint(self, step: int, size: int, seconds: float, stall_seconds: float = 0.0) -> None:
         """The newest one."""
         self._counters["checkpoints_total"].inc()
         self._set("checkpoint_timestamp_seconds", time.time())
         self._set("checkpoint_step", step)
         self._set("checkpoint_save_seconds", seconds)
+        self._set("checkpoint_stall_seconds", stall_seconds)
         self._set("checkpoint_bytes", size)
 
     def event(self, name: str) -> None:

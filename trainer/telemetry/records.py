@@ -58,6 +58,17 @@ class EvalRecord:
     rows: int = 0
     seconds: float | None = None
 
+    @property
+    def scores(self) -> dict[str, float]:
+        """{TASK.METRIC: value} of those that are defined: what checkpoints are compared by."""
+        scores = {
+            f"{task}.{name}": getattr(values, name)
+            for task, values in self.tasks.items()
+            for name in ("ne", "auc", "loss")
+        }
+        scores |= {f"{task}.gauc": found.value for task, found in self.gauc.items()}
+        return {name: float(value) for name, value in scores.items() if finite(value) is not None}
+
 
 def finite(value: float | None) -> float | None:
     """None for NaN and infinity: JSON has no word for them."""

@@ -6,9 +6,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
+from trainer.checkpoint.folder import Location, name_of
 from trainer.config_sections import Telemetry as TelemetryConfig
 from trainer.run_dir import RunDir
 from trainer.telemetry import console, jsonl
@@ -51,7 +51,7 @@ class Telemetry:
                 self._board = TensorBoard(run_dir.tensorboard)
                 self._closing.callback(self._board.close)
 
-    def resumed(self, step: int, examples: int, checkpoint: Path | str, event: str = "resumed") -> None:
+    def resumed(self, step: int, examples: int, checkpoint: Location, event: str = "resumed") -> None:
         """Before the first record of a run that goes on from a checkpoint: what was told of later steps is taken
         back."""
         self._logged_step = step
@@ -60,7 +60,7 @@ class Telemetry:
             dropped = self._lines.rewind(step)
         if self._board is not None:
             self._board.rewind(step)
-        self.event(event, step, examples, checkpoint=Path(checkpoint).name, dropped_lines=dropped)
+        self.event(event, step, examples, checkpoint=name_of(checkpoint), dropped_lines=dropped)
 
     def train(self, record: TrainRecord) -> None:
         """At every log."""
@@ -84,11 +84,23 @@ class Telemetry:
             self._board.eval(record)
         self._write("eval", record.step, record.examples, jsonl.eval_line(record), console.eval_line(record))
 
-    def checkpoint(self, step: int, examples: int, path: Path | str, size: int, seconds: float) -> None:
-        """After every commit. size: bytes."""
+    def checkpoint(
+        self,
+        step: int,
+        examples: int,
+        path: Location,
+        size: int,
+        seconds: float,
+        stall_seconds: float = 0.0,
+        checkpoint_kind: str = "full",
+    ) -> None:
+        """After every commit; the line may stand after those of later steps. size: bytes. seconds: from the step to the
+        commit; stall_seconds: of these, training waited. checkpoint_kind: "full" or "delta"."""
         if self._prometheus is not None:
-            self._prometheus.checkpoint(step, size, seconds)
-        self._write("checkpoint", step, examples, {"path": Path(path).name, "bytes": size, "seconds": seconds}, "")
+            self._prometheus.checkpoint(step, size, seconds, stall_seconds)
+        values = {"path": name_of(path), "bytes": size, "seconds": seconds}
+        values |= {"stall_seconds": stall_seconds, "checkpoint_kind": checkpoint_kind}
+        self._write("checkpoint", step, examples, values, "")
 
     def event(self, name: str, step: int, examples: int, **values: Any) -> None:
         """Anything else worth finding again: `{"kind": "event", "event": name, …}`. Values are JSON; names are few."""
