@@ -18,10 +18,11 @@ import torch.distributed as dist
 from embeddings.errors import IdMapError
 from embeddings.exchange import Exchange
 from embeddings.held import Held, LocalChunk
-from embeddings.specs import MISSING_ROW, RESERVED_ROWS, UNKNOWN_ROW, TableSpec, seed_of
+from embeddings.specs import MISSING_ROW, TableSpec
+from embeddings.stateless import StatelessMap
+from embeddings.tables import table_groups
 from embeddings.vocabulary import Vocabulary, bucket_of
 from pipelines.batch import Int64, TableIds
-from pipelines.hashing import mix
 from pipelines.schema import MISSING_ID
 
 # Batches are mapped a few steps ahead of being trained; this many can be looked back on.
@@ -33,10 +34,18 @@ class IdMapper:
 
     process_group: whose ranks hold the tables; a gloo group of its own if it is used beside other collectives, None
                    for one process.
+    groups:        {group: its tables}, in the order that rows are looked up in (embeddings.tables.key_order).
     """
 
-    def __init__(self, specs: dict[str, TableSpec], process_group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        specs: dict[str, TableSpec],
+        process_group: dist.ProcessGroup | None = None,
+        groups: dict[str, list[str]] | None = None,
+    ) -> None:
         self.specs = specs
+        self.groups = table_groups(specs) if groups is None else groups
+        self._stateless = StatelessMap(specs)
         self._exchange = Exchange(process_group)
         rank, world_size = self._exchange.rank, self._exchange.world_size
         self._vocabularies = {
@@ -54,9 +63,7 @@ class IdMapper:
         Distinct ids may share a row: hash collisions, and all unknown ones.
         """
         rows = self._vocabulary_rows(tables, train) if self._vocabularies else {}
-        for name, table in tables.items():
-            if name not in self._vocabularies:
-                rows[name] = _stateless_rows(self.specs[name], table.ids)
+        rows |= self._stateless.rows_of({name: table.ids for name, table in tables.items() if name not in rows})
         return {name: rows[name] for name in tables}
 
     def mark(self, step: int) -> None:
@@ -152,16 +159,6 @@ class IdMapper:
         raise IdMapError(
             f"id map as of step {step} → steps at hand: {at_hand} → mark each step, save within {MARKS} of it"
         )
-
-
-def _stateless_rows(spec: TableSpec, ids: Int64) -> Int64:
-    """Rows of a hash or identity table."""
-    if spec.mapping == "hash":
-        slots = np.uint64(spec.rows - RESERVED_ROWS)
-        rows = (mix(ids, seed_of("hash", spec.name)) % slots).astype(np.int64) + RESERVED_ROWS
-    else:
-        rows = np.where((ids >= 0) & (ids < spec.rows - RESERVED_ROWS), ids + RESERVED_ROWS, UNKNOWN_ROW)
-    return np.where(ids == MISSING_ID, MISSING_ROW, rows)
 
 
 def _held(local: Int64, vocabulary: Vocabulary) -> Held:

@@ -24,8 +24,9 @@ from torchrec.distributed.embedding import (
 from torchrec.distributed.embedding_sharding import EmbeddingSharding, EmbeddingShardingInfo
 from torchrec.distributed.embedding_types import KJTList
 from torchrec.distributed.sharding.rw_sequence_sharding import RwSequenceEmbeddingSharding
-from torchrec.distributed.types import LazyAwaitable, ModuleSharder, ParameterSharding, ShardingEnv, ShardingType
-from torchrec.sparse.jagged_tensor import JaggedTensor
+from torchrec.distributed.types import ModuleSharder, ParameterSharding, ShardingEnv, ShardingType
+
+from embeddings.joined_rows import JoinedRows
 
 
 def sharders() -> list[ModuleSharder[nn.Module]]:
@@ -47,26 +48,21 @@ class BlockRowWiseSharding(RwSequenceEmbeddingSharding):
 
 
 class BlockShardedCollection(ShardedEmbeddingCollection):
-    """A sharded EmbeddingCollection whose row-wise tables follow the plan's blocks.
+    """A sharded EmbeddingCollection whose row-wise tables follow the plan's blocks, and which hands out the rows of all
+    its tables in one tensor, in the order of its input's keys (embeddings.joined_rows).
 
     before_lookups: called in a training forward with the input of every lookup (rows local to the shard), before rows
     are read, and long before the backward updates them.
     """
 
     before_lookups: Callable[[Iterable[KeyedJaggedTensor]], None] | None = None
+    _keys: list[str] | None = None  # of the input, where rows do not come in their order
 
     def compute(self, ctx: EmbeddingCollectionContext, dist_input: KJTList) -> list[torch.Tensor]:
         """As upstream."""
         self._announce(dist_input)
         looked_up: list[torch.Tensor] = super().compute(ctx, dist_input)
         return looked_up
-
-    def compute_and_output_dist(
-        self, ctx: EmbeddingCollectionContext, input: KJTList
-    ) -> LazyAwaitable[dict[str, JaggedTensor]]:
-        """As upstream, which does not call `compute` here."""
-        self._announce(input)
-        return super().compute_and_output_dist(ctx, input)
 
     def _announce(self, inputs: KJTList) -> None:
         if self.before_lookups is not None and self.training and torch.is_grad_enabled():
@@ -84,6 +80,21 @@ class BlockShardedCollection(ShardedEmbeddingCollection):
         if sharding_type == ShardingType.ROW_WISE.value:
             return BlockRowWiseSharding(sharding_infos, env, *args, **kwargs)
         return super().create_embedding_sharding(sharding_type, sharding_infos, env, *args, **kwargs)
+
+    def output_order(self) -> list[str]:
+        """Its tables' features as their rows come: an input with its keys in this order is the cheapest."""
+        return list(dict.fromkeys(name for names in self._embedding_names_per_sharding for name in names))
+
+    def _create_input_dist(self, input_feature_names: list[str], ctx: Any = None) -> None:
+        super()._create_input_dist(input_feature_names, ctx)
+        self._keys = None if input_feature_names == self.output_order() else list(input_feature_names)
+
+    def output_dist(self, ctx: EmbeddingCollectionContext, output: list[torch.Tensor]) -> Any:
+        return JoinedRows(super().output_dist(ctx, output), self._features_to_permute_indices, self._keys)
+
+    def compute_and_output_dist(self, ctx: EmbeddingCollectionContext, input: KJTList) -> Any:
+        self._announce(input)  # upstream does not call `compute` here
+        return JoinedRows(super().compute_and_output_dist(ctx, input), self._features_to_permute_indices, self._keys)
 
 
 class BlockCollectionSharder(EmbeddingCollectionSharder):

@@ -22,9 +22,12 @@ GOLDEN = 0x9E3779B97F4A7C15
 ArrowArray: TypeAlias = pa.Array | pa.ChunkedArray
 
 
-def mix(ids: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.uint64]:
-    """A uniform 64-bit hash of each id, independent between seeds (0 ≤ seed < 2^63)."""
-    z = ids.astype(np.int64, copy=False).view(np.uint64) + np.uint64((seed + 1) * GOLDEN % 2**64)
+def mix(ids: npt.NDArray[np.int64], seed: int | npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """A uniform 64-bit hash of each id, independent between seeds (0 ≤ seed < 2^63): one of all, or one of each."""
+    step = (
+        np.uint64((seed + 1) * GOLDEN % 2**64) if isinstance(seed, int) else (seed + np.uint64(1)) * np.uint64(GOLDEN)
+    )
+    z: npt.NDArray[np.uint64] = ids.astype(np.int64, copy=False).view(np.uint64) + step
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

@@ -16,7 +16,7 @@ from embeddings.optim import fuse_optimizer
 from embeddings.plan import make_plan
 from embeddings.sharders import sharders
 from embeddings.specs import TableSpec, table_specs
-from embeddings.tables import Tables
+from embeddings.tables import Tables, key_order
 from embeddings.touched import TouchedRows, watch_rows
 from model.loss import Heads, TaskHead
 from model.rankers import build_ranker
@@ -93,7 +93,7 @@ def assemble(config: Config, runtime: Runtime) -> Assembly:
     return Assembly(
         model=model,
         optimizer=DenseOptimizer(sync.parameters, sync, gate, config.optim),
-        mapper=IdMapper(specs, runtime.control),
+        mapper=IdMapper(specs, runtime.control, key_order(tables)),
         gate=gate,
         sync=sync,
         specs=specs,

@@ -11,9 +11,9 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from embeddings.specs import TableSpec
 from embeddings.tables import group_kjts
 from pipelines.batch import Batch, Position
+from trainer.group_index import GroupIndex, group_indices
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,14 @@ class StepInfo:
 
 
 @dataclass
-class FieldIndex:
-    """A column's values as positions [V] in its table's rows, int32 on their way to the device; `segments` [V] gives
-    the position of each value where a position may have other than one, and `lengths` [P] how many it has."""
-
-    inverse: torch.Tensor
-    lengths: torch.Tensor | None = None
-    segments: torch.Tensor | None = None
-
-
-@dataclass
 class RequestBatch(Pipelineable):
-    """kjts: {group: KJT keyed by table, stride 1}; the rest is legend of pipelines.batch. labels, weights float [S, K];
+    """kjts: {group: KJT keyed by table, stride 1}; indices: {group: its columns' values as positions in the rows that
+    its KJT looks up}; the rest is legend of pipelines.batch. labels, weights float [S, K];
     normalizers_K: Σ w over all ranks ÷ world size."""
 
     info: StepInfo
     kjts: dict[str, KeyedJaggedTensor]
-    fields: dict[str, FieldIndex]
+    indices: dict[str, GroupIndex]
     dense: dict[str, torch.Tensor]
     history_lengths: dict[str, torch.Tensor]
     times: dict[str, torch.Tensor]
@@ -74,17 +65,10 @@ class RequestBatch(Pipelineable):
         def each(tensors: dict[str, Any]) -> dict[str, Any]:
             return {k: fn(v) for k, v in tensors.items()}
 
-        def index(f: FieldIndex) -> FieldIndex:
-            return FieldIndex(
-                fn(f.inverse),
-                None if f.lengths is None else fn(f.lengths),
-                None if f.segments is None else fn(f.segments),
-            )
-
         return replace(
             self,
             kjts=each(self.kjts),
-            fields={k: index(v) for k, v in self.fields.items()},
+            indices={k: v.map(fn) for k, v in self.indices.items()},
             dense=each(self.dense),
             history_lengths=each(self.history_lengths),
             times=each(self.times),
@@ -135,23 +119,19 @@ def wrap(
     batch: Batch,
     info: StepInfo,
     rows: dict[str, np.ndarray[Any, Any]],
-    specs: dict[str, TableSpec],
+    groups: dict[str, list[str]],
     tasks: tuple[str, ...],
     world_size: int,
 ) -> RequestBatch:
-    """The batch with its ids already mapped to table `rows` {table: int64 [U]}."""
-    fields = {}
-    for name, f in batch.fields.items():
-        index = FieldIndex(_tensor(f.inverse))
-        if f.lengths is not None:
-            index.lengths = _tensor(f.lengths).long()
-            index.segments = torch.repeat_interleave(torch.arange(len(index.lengths)), index.lengths)
-        fields[name] = index
+    """The batch with its ids already mapped to table `rows` {table: int64 [U]}.
+
+    groups: {group: its tables}, best in the order of `embeddings.tables.key_order`.
+    """
     weights_SK = torch.stack([_tensor(batch.weights[t]) for t in tasks], dim=1)
     return RequestBatch(
         info=info,
-        kjts=group_kjts(specs, {table: _tensor(found) for table, found in rows.items()}),
-        fields=fields,
+        kjts=group_kjts(groups, rows),
+        indices=group_indices(batch.fields, groups, {table: len(found) for table, found in rows.items()}),
         dense={k: _tensor(v) for k, v in batch.dense.items()},
         history_lengths={k: _tensor(v).long() for k, v in batch.history_lengths.items()},
         times={k: _tensor(v) for k, v in batch.times.items()},

@@ -58,7 +58,7 @@ class Feed(Iterator[RequestBatch]):
         rows = self._mapper.rows_of(batch.tables, train=self._train)
         if self._train:
             self._mapper.mark(self._step)
-        return wrap(batch, self._info, rows, self._mapper.specs, self._tasks, self._runtime.world_size)
+        return wrap(batch, self._info, rows, self._mapper.groups, self._tasks, self._runtime.world_size)
 
     def close(self) -> None:
         """Ends the reading ahead."""

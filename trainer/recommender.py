@@ -16,7 +16,7 @@ from model.inputs import HistoryInput, RankerInput
 from model.loss import Heads, probabilities, ranking_loss
 from pipelines.batch import Batch
 from pipelines.hashing import derive_seed
-from trainer.device_batch import FieldIndex, RequestBatch, StepInfo
+from trainer.device_batch import RequestBatch, StepInfo
 from trainer.gate import GradientGate
 from trainer.layout import Layout
 
@@ -35,7 +35,7 @@ class Outputs:
 
 
 class Assemble(nn.Module):
-    """Looked-up rows {table: [U, W]} and the batch's indices → the ranker's packed input."""
+    """Looked-up rows {group: [ΣU, W]} and the batch's indices → the ranker's packed input."""
 
     def __init__(self, layout: Layout, gate: GradientGate) -> None:
         super().__init__()
@@ -43,11 +43,14 @@ class Assemble(nn.Module):
         self._gate = gate
 
     def forward(self, rows: dict[str, torch.Tensor], batch: RequestBatch) -> RankerInput:
-        """Fields rebuilt by index_select: its backward repeats to the bit, that of advanced indexing does not."""
+        """Fields rebuilt a group of tables at a time (trainer.group_index)."""
         rows = self._gate.through(rows)
+        values = {name: dense.unsqueeze(1) if dense.dim() == 1 else dense for name, dense in batch.dense.items()}
+        for group, index in batch.indices.items():
+            values |= index.columns(rows[group])
 
         def read(columns: dict[str, str]) -> dict[str, torch.Tensor]:
-            return {field: self._values(column, rows, batch) for field, column in columns.items()}
+            return {field: values[column] for field, column in columns.items()}
 
         layout = self._layout
         histories = {
@@ -69,22 +72,6 @@ class Assemble(nn.Module):
             time_R=batch.request["time"],
             clock_R=batch.request["clock"],
         )
-
-    def _values(self, column: str, rows: dict[str, torch.Tensor], batch: RequestBatch) -> torch.Tensor:
-        if column in batch.dense:
-            dense = batch.dense[column]
-            return dense.unsqueeze(1) if dense.dim() == 1 else dense
-        index = batch.fields[column]
-        values_VW = rows[self._layout.table_of[column]].index_select(0, index.inverse.long())
-        return values_VW if index.segments is None else _mean(values_VW, index)
-
-
-def _mean(values_VW: torch.Tensor, index: FieldIndex) -> torch.Tensor:
-    """Mean of each position's values, zeros where it has none: [P, W]."""
-    assert index.lengths is not None
-    assert index.segments is not None
-    sums_PW = values_VW.new_zeros(len(index.lengths), values_VW.shape[1]).index_add(0, index.segments, values_VW)
-    return sums_PW / index.lengths.clamp(min=1).unsqueeze(1).to(values_VW.dtype)
 
 
 class Scorer(nn.Module):

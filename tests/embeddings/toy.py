@@ -19,7 +19,7 @@ from embeddings.optim import fuse_optimizer
 from embeddings.plan import make_plan
 from embeddings.sharders import sharders
 from embeddings.specs import TableSpec
-from embeddings.tables import Tables, group_kjts, module_name
+from embeddings.tables import Tables, group_kjts, module_name, rows_by_table, table_groups
 from embeddings.touched import RowMap, watch_rows
 from tests.embeddings.specs import spec
 
@@ -70,7 +70,11 @@ class Head(nn.Module):
         self.names = tables
         self.dense = nn.Linear(16, 1)
 
-    def forward(self, rows: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, joined: dict[str, torch.Tensor], batch: ToyBatch) -> torch.Tensor:
+        return self.of_tables(rows_by_table(joined, batch.kjts), batch.targets)
+
+    def of_tables(self, rows: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> torch.Tensor:
+        """rows {table: [U, W]}."""
         losses = []
         for name in self.names:
             product_UW = rows[name] * targets[name]
@@ -86,7 +90,7 @@ class Toy(nn.Module):
         self.head = Head(list(specs))
 
     def forward(self, batch: ToyBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        loss = self.head(self.tables(batch.kjts), batch.targets) * batch.weight
+        loss = self.head(self.tables(batch.kjts), batch) * batch.weight
         return loss, loss.detach()
 
 
@@ -201,7 +205,11 @@ def _batch(specs: dict[str, TableSpec], step: int, rank: int, world_size: int) -
     total = sum(len(r) for other in range(world_size) for r in rows_of_step(specs, step, other).values())
     # As the trainer scales it: TorchRec and DDP average over ranks, so this makes it the mean over the global batch.
     weight = torch.tensor(world_size / total)
-    return ToyBatch(group_kjts(specs, rows), targets_of(specs, rows, step), weight)
+    return ToyBatch(_kjts(specs, rows), targets_of(specs, rows, step), weight)
+
+
+def _kjts(specs: dict[str, TableSpec], rows: dict[str, torch.Tensor]) -> dict[str, KeyedJaggedTensor]:
+    return group_kjts(table_groups(specs), {table: found.numpy() for table, found in rows.items()})
 
 
 def reference(
@@ -222,7 +230,8 @@ def reference(
         per_rank = [rows_of_step(specs, step, rank) for rank in range(world_size)]
         total = sum(len(r) for rows in per_rank for r in rows.values())
         losses = [
-            head({n: weights[n].index_select(0, r) for n, r in rows.items()}, targets_of(specs, rows, step)) / total
+            head.of_tables({n: weights[n].index_select(0, r) for n, r in rows.items()}, targets_of(specs, rows, step))
+            / total
             for rows in per_rank
         ]
         torch.stack(losses).sum().backward()

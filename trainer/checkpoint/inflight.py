@@ -15,8 +15,8 @@ from trainer.checkpoint.state import CheckpointState
 
 @dataclass(frozen=True)
 class Saved:
-    """A committed checkpoint. bytes: of all its files, on rank 0. seconds: from its step to its COMMIT. stall_seconds: of
-    these, training stood still on this rank. written: False where it was there already."""
+    """A committed checkpoint. bytes: of all its files, on rank 0. seconds: from its step to its COMMIT.
+    stall_seconds: of these, training stood still on this rank. written: False where it was there already."""
 
     path: Location
     step: int
