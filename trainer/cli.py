@@ -30,7 +30,7 @@ cli.add_command(data)
 @click.option("--run-dir", metavar="D", help="Run directory.  [default: runs/NAME of the run file]")
 @click.option("--resume", type=click.Choice(["never", "auto", "must"]), default="never", show_default=True)
 @click.option(
-    "--init-from", metavar="RUN", help="Begin with the newest checkpoint of another run; the data from the start."
+    "--init-from", metavar="RUN", help="Begin with another run's newest checkpoint: --init.run RUN; see [init]."
 )
 @click.option("--dry-run", is_flag=True, help="Two real batches through plan, step, checkpoint and resume.")
 @click.option("--max-steps", type=click.IntRange(min=1), metavar="N", help="Stop after N steps: --train.max-steps N.")
@@ -47,8 +47,9 @@ def train(
     """Train, making the data first when they are absent and the run file says how."""
     from trainer.train_verb import TrainOptions, run_training  # noqa: PLC0415
 
-    steps = [] if max_steps is None else [f"--train.max-steps={max_steps}"]
-    run_training(TrainOptions(config_path, [*ctx.args, *steps], run_dir, resume, dry_run, init_from))  # type: ignore[arg-type]
+    typed = {"--train.max-steps": max_steps, "--init.run": init_from}
+    overrides = [*ctx.args, *(f"{key}={value}" for key, value in typed.items() if value is not None)]
+    run_training(TrainOptions(config_path, overrides, run_dir, resume, dry_run))  # type: ignore[arg-type]
 
 
 @cli.command(context_settings=OVERRIDES, epilog=OVERRIDES_HELP)

@@ -20,7 +20,7 @@ from pipelines.schema import Schema
 from trainer.config_check import contradictions
 from trainer.config_errors import explain, unknown_key
 from trainer.config_overrides import apply_overrides
-from trainer.config_sections import Checkpoint, Launch, Optim, Telemetry, Train
+from trainer.config_sections import Checkpoint, Init, Launch, Optim, Telemetry, Train
 from trainer.errors import ConfigError
 
 SECTIONS: dict[str, type[BaseModel]] = {
@@ -28,6 +28,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "data": Data,
     "embeddings": Embeddings,
     "model": Model,
+    "init": Init,
     "optim": Optim,
     "train": Train,
     "checkpoint": Checkpoint,
@@ -44,6 +45,7 @@ class Config:
     data: Data
     embeddings: Embeddings = field(default_factory=Embeddings)
     model: Model = field(default_factory=Model)
+    init: Init = field(default_factory=Init)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

@@ -15,7 +15,7 @@ from pipelines.downsampling_check import check_downsampling
 from pipelines.footers import read_columns
 from pipelines.schema import INPUT_ROLES, Schema
 from pipelines.schema_check import check_schema
-from trainer.config_sections import Launch, Optim
+from trainer.config_sections import Init, Launch, Optim
 
 
 def contradictions(sections: Mapping[str, Any]) -> list[str]:
@@ -102,6 +102,27 @@ def _optim(optim: Optim) -> list[str]:
     return problems
 
 
+def _init(init: Init) -> list[str]:
+    return [
+        f"init.{part} = false but init.{part}_optimizer = true → an optimizer's states are of the weights they were"
+        f" made with → carry both, or set init.{part}_optimizer = false"
+        for part in ("tables", "tower")
+        if not getattr(init, part) and getattr(init, f"{part}_optimizer")
+    ]
+
+
+def _init_ids(schema: Schema, embeddings: Embeddings, init: Init) -> list[str]:
+    if init.id_maps or not init.tables or _tables(schema, embeddings) or check_schema(schema):
+        return []
+    bucketed = [name for name, spec in table_specs(schema, embeddings).items() if spec.is_bucketed]
+    if not bucketed:
+        return []
+    return [
+        f"init.id_maps = false but init.tables = true, with tables {', '.join(bucketed)} → rows without their ids would"
+        " become other ids' → carry both, or set init.tables = false"
+    ]
+
+
 def _workers(data: Data, launch: Launch) -> list[str]:
     problems = []
     if launch.workers > data.global_batch:
@@ -125,5 +146,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
     (("schema", "data"), _downsampling),
     (("schema", "data"), _gate),
     (("optim",), _optim),
+    (("init",), _init),
+    (("schema", "embeddings", "init"), _init_ids),
     (("data", "launch"), _workers),
 )

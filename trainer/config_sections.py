@@ -1,4 +1,4 @@
-"""The sections of a run file that trainer/ itself reads: `[optim] [train] [checkpoint] [telemetry] [launch]`."""
+"""The sections of a run file that trainer/ itself reads: `[init] [optim] [train] [checkpoint] [telemetry] [launch]`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,32 @@ from typing import Literal
 from pydantic import Field
 
 from pipelines.schema import Frozen
+
+
+class Init(Frozen):
+    """`[init]`: what a run begins with, where it has no checkpoint of its own to go on from. What fits is carried, what
+    is new is initialised, and both are listed.
+
+    run: a run directory; its newest complete checkpoint is taken. "" = nothing; option `--init-from` of the command.
+    tables: rows of the embedding tables. tables_optimizer: their optimizers' states.
+    id_maps: which id has which row of vocabularies and managed tables, with counts, clocks and candidates.
+    tower: weights of everything that is no table. tower_optimizer: their moments and step counts.
+    examples: examples, rows and bad steps since the model's birth: where warm-up and decay stand.
+    steps: the number of the last step: steps are counted on from it, and dropout is a function of (seed, rank, step).
+    metrics: the sums of metrics since the model's birth.
+    lineage: the checkpoints that the model went on from.
+    """
+
+    run: str = ""
+    tables: bool = True
+    tables_optimizer: bool = True
+    id_maps: bool = True
+    tower: bool = True
+    tower_optimizer: bool = True
+    examples: bool = True
+    steps: bool = True
+    metrics: bool = True
+    lineage: bool = True
 
 
 class Optim(Frozen):

@@ -27,7 +27,7 @@ class Job:
 
     run_dir:   of the run, an absolute path or URI; it exists and has been checked against `resume`.
     resume:    "never": start anew; "auto": from the newest complete checkpoint, if any; "must": there has to be one.
-    init_from: run directory whose weights to start from, or None.
+    init_from: the run directory of `[init]`, an absolute path, or None.
     dry_run:   two real batches through plan, step, checkpoint and resume; `run_dir` is then a temporary folder.
     backend:   the launcher's name, for telling the user.
     feed_name: name of the Ray actor that hands out windows, "" where there is none.

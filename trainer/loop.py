@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from torch import nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
@@ -18,6 +17,8 @@ from trainer.config import Config
 from trainer.consumed import Recorder
 from trainer.device_batch import RequestBatch
 from trainer.feed import Feed
+from trainer.init_from import begin
+from trainer.model_description import describe, to_json
 from trainer.model_state import load_rest, model_tensors
 from trainer.recommender import Outputs
 from trainer.reporter import Reporter
@@ -60,9 +61,11 @@ class Trainer:
         self._pipeline = self._make_pipeline()
         self._reporter.start(self.state, self._pass)
         try:
+            data_ended = False
             while not self._finished():
                 outputs = self._step()
                 if outputs is None:
+                    data_ended = True
                     if recorder is not None:
                         recorder.ended(self.state.step)
                     break
@@ -74,7 +77,7 @@ class Trainer:
                 if self._saving_is_due(bool(scores)):
                     self.save(scores)
                 self._reporter.saved(self._checkpointer.poll())
-            self._reporter.end(self.state, self._feed)
+            self._reporter.end(self.state, self._feed, data_ended)
             self.save()
             self._reporter.saved(self._checkpointer.wait())
         finally:
@@ -136,7 +139,11 @@ class Trainer:
         if self._recorder is not None:
             self._recorder.flush()  # what a checkpoint holds is on record before it is complete
         state = self.state.to_checkpoint(
-            self._config, self._world_size, self._assembly.gate.bad_steps, self._reporter.metrics_state()
+            self._config,
+            self._world_size,
+            self._assembly.gate.bad_steps,
+            self._reporter.metrics_state(),
+            to_json(describe(self._config, self._assembly.specs)),
         )
         stalled = self._checkpointer.begin(state, lambda: model_tensors(self._assembly, self.state.step), scores)
         self._reporter.not_training(stalled)
@@ -145,11 +152,14 @@ class Trainer:
         """The checkpoint of a run to go on from, if it has one. Damaged ones are passed over and named."""
         return self._checkpointer.newest_good(run_dir)
 
-    def begin_with(self, path: Location) -> None:
-        """The model of another run's checkpoint, with all its optimizers, id maps, counts and metrics; this run's data
-        from the start."""
-        self.resume(path)
-        self.state = replace(self.state, position=None)
+    def begin_with(self, path: Location) -> list[str]:
+        """The model of another run's checkpoint, as far as `[init]` says and this model has it; this run's data from
+        the start. Returns what was carried, for the user."""
+        begun = begin(self._config, self._assembly, self._checkpointer, path)
+        self.state, self._assembly.gate.bad_steps = begun.state, begun.bad_steps
+        if begun.metrics is not None:
+            self._reporter.restore(begun.metrics, new_data=True)
+        return begun.account.lines()
 
     def resume(self, path: Location) -> None:
         """As if the run that saved `path` had never stopped: with the same world size, to the bit."""

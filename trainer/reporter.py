@@ -45,6 +45,7 @@ class Reporter:
         self._metrics = TaskMetrics(tuple(config.schema.tasks))
         self._batches_left = 0
         self._segment = ""
+        self._segment_told = False
         self._own_retries = self._read_retries = 0
 
     def start(self, state: TrainState, pass_: Pass) -> None:
@@ -62,7 +63,7 @@ class Reporter:
             self._end_segment(state)
             if self._runtime.is_first and self._config.data.order == "time":  # more of the footers are known now
                 self._batches_left = 1 + batches_left(self._pass, state, self._config.train.max_steps)
-        self._segment = segment
+        self._segment, self._segment_told = segment, False
         self._batches_left -= 1
         self._metrics.update(outputs.probabilities_SK.cpu(), outputs.labels_SK.cpu(), outputs.weights_SK.cpu())
         if self._gate.applies:  # a bad step's loss is counted as a bad step, not averaged; one without labels has none
@@ -70,10 +71,12 @@ class Reporter:
         if state.step % self._config.train.log_every == 0:
             self._report(state, feed)
 
-    def end(self, state: TrainState, feed: Feed) -> None:
-        """After the last step: what has not been reported yet."""
+    def end(self, state: TrainState, feed: Feed, data_ended: bool) -> None:
+        """After the last step: what has not been reported yet. data_ended: the last segment is done as well."""
         if state.step > self._first.step:
             self._report(state, feed)
+        if data_ended and self._segment:
+            self._end_segment(state)
 
     def not_training(self, seconds: float) -> None:
         """Takes time out of the speeds."""
@@ -94,11 +97,14 @@ class Reporter:
 
     def metrics_state(self) -> dict[str, Any]:
         """Collective: what a checkpoint keeps."""
-        return self._metrics.reduced(self._runtime.control).state()
+        return self._metrics.reduced(self._runtime.control).state() | {"segment_told": self._segment_told}
 
-    def restore(self, metrics: Any) -> None:
-        """The inverse, under any world size."""
+    def restore(self, metrics: Any, new_data: bool = False) -> None:
+        """The inverse, under any world size. new_data: what comes next begins a segment."""
         self._metrics.load(metrics, self._runtime.rank)
+        self._segment_told = metrics.get("segment_told", False)
+        if new_data:
+            self._metrics.reset("segment")
 
     def _begin_window(self, state: TrainState) -> None:
         self._first = state
@@ -149,7 +155,11 @@ class Reporter:
         )
 
     def _end_segment(self, state: TrainState) -> None:
-        """Progressive validation: the finished segment's metrics, each prediction made before its update."""
+        """Progressive validation: the finished segment's metrics, each prediction made before its update. Once: the
+        data may have ended there before, and have been added to."""
+        if self._segment_told:
+            return
+        self._segment_told = True
         values = self._metrics.reduced(self._runtime.control).values("segment")
         self._metrics.reset("segment")
         tasks = {task: task_values(of_task) for task, of_task in values.items()}

@@ -40,8 +40,10 @@ class TrainState:
             position=info.position,
         )
 
-    def to_checkpoint(self, config: Config, world_size: int, bad_steps: int, metrics: JsonValue) -> CheckpointState:
-        """What is saved beside the tensors."""
+    def to_checkpoint(
+        self, config: Config, world_size: int, bad_steps: int, metrics: JsonValue, model: JsonValue
+    ) -> CheckpointState:
+        """What is saved beside the tensors. model: a description of it (see model_description)."""
         return CheckpointState(
             step=self.step,
             examples=self.examples,
@@ -56,6 +58,7 @@ class TrainState:
                 "data_through": self.data_through,
                 "quarantined_rows": self.quarantined_rows,
                 "metrics": metrics,
+                "model": model,
             },
         )
 

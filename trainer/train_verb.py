@@ -25,15 +25,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """As typed. overrides: `--section.key value` in pieces. run_dir: None = runs/NAME of the run file. init_from: a run
-    directory whose newest checkpoint the model begins with."""
+    """As typed. overrides: `--section.key value` in pieces. run_dir: None = runs/NAME of the run file."""
 
     config: str
     overrides: list[str]
     run_dir: str | None
     resume: Resume
     dry_run: bool
-    init_from: str | None = None
 
 
 def run_training(options: TrainOptions) -> None:
@@ -43,15 +41,15 @@ def run_training(options: TrainOptions) -> None:
     """
     config = load_config(options.config, options.overrides)
     choice = choose(config.launch)
-    parent = None if options.init_from is None else str(Path(options.init_from).absolute())
-    if parent is not None:
-        RunDir(parent).require_latest()  # says so now, not after the data were read
+    parent = str(Path(config.init.run).absolute()) if config.init.run else None
     speaks = _is_first(choice)
     logs.to_console(level=logging.INFO if speaks else logging.WARNING)
     stop = LocalStop()
     with Interrupts(stop) as interrupts:
         try:
             with _run_directory(options, config.checkpoint.store, speaks) as run_dir:
+                if parent is not None and (options.resume == "never" or run_dir.latest() is None):
+                    RunDir(parent).require_latest()  # says so now, not after the data were read
                 if speaks:  # under torchrun the other ranks meet the first one in the process group, after this
                     ensure_rows(config)
                     interrupts.arm()  # Ray installs handlers of its own when rows are made

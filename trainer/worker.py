@@ -20,7 +20,9 @@ from pipelines.stream import Executor, ThreadExecutor, choose_executor
 from pipelines.windows import Pass
 from trainer import logs, machine
 from trainer.assembly import Assembly, assemble
+from trainer.checkpoint import manifest
 from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.state import read_state
 from trainer.config import Config, dump_config
 from trainer.consumed import open_recorder
 from trainer.evaluation import Evaluator
@@ -75,12 +77,7 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
                 trainer.resume(path)
                 telemetry.resumed(trainer.state.step, trainer.state.examples, path)
             elif job.init_from is not None:
-                parent = RunDir(job.init_from)
-                path = trainer.newest_good(parent) or parent.require_latest()
-                trainer.begin_with(path)
-                telemetry.resumed(trainer.state.step, trainer.state.examples, path, event="init_from")
-                if runtime.is_first:
-                    log.info("began with the model of %s, at step %d", path, trainer.state.step)
+                _begin(job.init_from, trainer, telemetry, runtime)
             with closing(open_recorder(run_dir, config, segments.train, trainer.state.step, runtime)) as recorder:
                 state = trainer.train(recorder)
             if segments.eval and not trainer.stopped_early:
@@ -88,6 +85,16 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
             return telemetry.finish()
         finally:
             telemetry.close()
+
+
+def _begin(run: str, trainer: Trainer, telemetry: Telemetry, runtime: Runtime) -> None:
+    """With another run's model."""
+    path = trainer.newest_good(RunDir(run)) or RunDir(run).require_latest()
+    carried = trainer.begin_with(path)
+    telemetry.resumed(trainer.state.step, trainer.state.examples, path, event="init_from")
+    if runtime.is_first:
+        for line in carried:
+            log.info("%s", line)
 
 
 def dry_run(job: Job, runtime: Runtime) -> dict[str, Any]:
@@ -101,9 +108,10 @@ def dry_run(job: Job, runtime: Runtime) -> dict[str, Any]:
     run_dir = RunDir(job.run_dir, "")
     seconds = {}
     executors = _executors(job, runtime)
+    before, rows_before = _steps_before(job), 0
     for step in (1, 2):
         began = time.perf_counter()
-        limited = replace(config, train=config.train.model_copy(update={"max_steps": step, "eval_every": 0}))
+        limited = replace(config, train=config.train.model_copy(update={"max_steps": before + step, "eval_every": 0}))
         assembly = assemble(limited, runtime)
         telemetry = Telemetry(run_dir, limited.telemetry, runtime.rank, tuple(config.schema.tasks), quiet=True)
         try:
@@ -112,11 +120,22 @@ def dry_run(job: Job, runtime: Runtime) -> dict[str, Any]:
             path = run_dir.latest()
             if path is not None:
                 trainer.resume(path)
+            elif job.init_from is not None:
+                _begin(job.init_from, trainer, telemetry, runtime)
+            rows_before = trainer.state.rows if step == 1 else rows_before
             trainer.train()
         finally:
             telemetry.close()
         seconds["step, checkpoint" if step == 1 else "resume, step, checkpoint"] = time.perf_counter() - began
-    return {"dry_run": seconds, "steps": trainer.state.step, "rows": trainer.state.rows}
+    return {"dry_run": seconds, "steps": trainer.state.step - before, "rows": trainer.state.rows - rows_before}
+
+
+def _steps_before(job: Job) -> int:
+    """Of the model that the run begins with."""
+    if job.init_from is None or not job.config.init.steps:
+        return 0
+    path = RunDir(job.init_from).require_latest()
+    return read_state(path, manifest.read_commit(path)).step
 
 
 def run_evaluation(job: Job, rows: str = "") -> dict[str, Any] | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -171,6 +172,16 @@ class Checkpointer:
             raise CheckpointError(passed)
         return None
 
+    @contextmanager
+    def opened(self, path: Location) -> Iterator[SavedTensors]:
+        """Collective at its beginning: a checkpoint whose files are what was committed. Raises CheckpointError on every
+        rank."""
+        with SavedTensors(path) as saved:
+            if path != self._checked:
+                with agree(self.group):
+                    saved.check_files(self.rank, self.world_size)
+            yield saved
+
     def load(self, path: Location, tensors: Mapping[str, Held], schema: Schema | None = None) -> CheckpointState:
         """Collective. Fills `tensors` (as given to save) in place, under any world size and sharding.
 
@@ -178,10 +189,7 @@ class Checkpointer:
         tensors are then as they were, unless a file failed while it was read.
         """
         state = read_state(path, manifest.read_commit(path), schema)
-        with SavedTensors(path) as saved:
-            if path != self._checked:
-                with agree(self.group):
-                    saved.check_files(self.rank, self.world_size)
+        with self.opened(path) as saved:
             with agree(self.group):
                 if problems := saved.problems(tensors):
                     raise CheckpointError(problems)

@@ -1,0 +1,89 @@
+"""Day after day: runs of one day each, every one begun with the last, are one run over all days in time order, to the
+bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embeddings.config import Table
+from pipelines.batch import Position
+from tests.pipelines.rows import write_segments
+from tests.trainer.runs import Run, differing, newest_state, saved_tensors, tiny_config, train_all
+from trainer.audit import audit_run
+
+DAYS = {"2026-01-01": [9, 5], "2026-01-02": [11], "2026-01-03": [8, 8], "2026-01-04": [6]}
+KILLED = "2026-01-03"  # this day's run is stopped in its midst, and goes on
+
+
+def runs_of(folder: Path, name: str, days: list[str], **sections: Any) -> list[Run]:
+    """One run over all days, and then a run a day, every one with the model of the one before."""
+    config = tiny_config(folder / "rows", **sections)
+    runs = [Run(replace(config, data=config.data.model_copy(update={"segments": ".."})), folder / name / "all")]
+    parent: Path | None = None
+    for day in days:
+        of_day = replace(config, data=config.data.model_copy(update={"segments": day}))
+        run = Run(of_day, folder / name / day, init_from=parent)
+        if day == KILLED:
+            runs.append(replace(run, config=stopped_after(of_day, config, days)))
+            run = replace(run, resume="must")
+        runs.append(run)
+        parent = run.run_dir
+    return runs
+
+
+def stopped_after(of_day: Any, config: Any, days: list[str]) -> Any:
+    """One step into the killed day."""
+    before = sum(-(-sum(DAYS[day]) // config.data.global_batch) for day in days[: days.index(KILLED)])
+    return replace(of_day, train=of_day.train.model_copy(update={"max_steps": before + 2}))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both ways at one and at two ranks: dropout, two tasks, a vocabulary, evictions, warm-up all the way."""
+    folder = tmp_path_factory.mktemp("days")
+    write_segments(folder / "rows", DAYS)
+    config = tiny_config(folder / "rows")
+    tables = config.embeddings.tables | MANAGED
+    sections: dict[str, Any] = {"model": {"dropout": 0.3}, "embeddings": {"tables": tables}, "train": {"log_every": 3}}
+    for world_size in (1, 2):
+        train_all(runs_of(folder, str(world_size), list(DAYS), **sections), world_size)
+    return folder
+
+
+MANAGED: dict[str, Table] = {}
+
+
+@pytest.mark.parametrize("world_size", ["1", "2"])
+def test_day_by_day_equals_one_run_to_the_bit(folder: Path, world_size: str) -> None:
+    whole, last = folder / world_size / "all", folder / world_size / list(DAYS)[-1]
+    assert differing(saved_tensors(whole), saved_tensors(last)) == []
+    expected, found = newest_state(whole), newest_state(last)
+    apart = {"position": None, "resumed_from": ()}  # in which run, and after which checkpoints
+    assert isinstance(found.position, Position)
+    assert expected.model_copy(update=apart) == found.model_copy(update=apart)
+    assert len(found.resumed_from) == len(DAYS)  # three days before, and one resumption
+    assert found.examples > 100
+
+
+@pytest.mark.parametrize("world_size", ["1", "2"])
+def test_every_day_tells_its_own_metrics_as_the_one_run_does(folder: Path, world_size: str) -> None:
+    def told(run: Path) -> list[Any]:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [(x["segment"], x["tasks"]) for x in lines if x.get("event") == "segment"]
+
+    days = [told(folder / world_size / day) for day in DAYS]
+    assert [len(of_day) for of_day in days] == [1] * len(DAYS)
+    assert [line for of_day in days for line in of_day] == told(folder / world_size / "all")
+
+
+def test_audit_proves_the_days(folder: Path) -> None:
+    for day, rows in DAYS.items():
+        found = audit_run(folder / "2" / day)
+        assert found.all_findings == []
+        assert [(s.name, s.read) for s in found.segments] == [(day, sum(rows))]
+        assert found.steps == -(-sum(rows) // 5)

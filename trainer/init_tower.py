@@ -1,0 +1,143 @@
+"""The tower that begins with another's: parameters by name and shape; where fields, histories or tasks were added,
+dropped or widened, those stretches of a parameter that both have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from embeddings.held import Held
+from trainer.checkpoint.reading import SavedTensors
+from trainer.config_sections import Init
+from trainer.init_account import FRESH, OFF, Account
+from trainer.model_description import Axes, ModelDescription
+
+DENSE, MOMENTS = "dense/", "dense_optimizer/"
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """What of a parameter is taken over. pairs: (first entry of `axis` as saved, as it is now, how many)."""
+
+    axis: int
+    pairs: tuple[tuple[int, int, int], ...]
+
+    def copy(self, saved: torch.Tensor, now: torch.Tensor) -> None:
+        """Into `now`, which is otherwise left alone."""
+        for before, after, count in self.pairs:
+            now.narrow(self.axis, after, count).copy_(saved.narrow(self.axis, before, count))
+
+
+class TowerCarrier:
+    """Of one checkpoint. Not collective: every rank reads all of it."""
+
+    def __init__(self, saved: SavedTensors, tensors: Mapping[str, Held], init: Init, account: Account) -> None:
+        self._saved, self._tensors, self._init, self._account = saved, tensors, init, account
+
+    def carry(self, before: ModelDescription, now: ModelDescription) -> None:
+        """All parameters, buffers and moments."""
+        taken: set[str] = set()
+        for name in self._names(DENSE):
+            source, stretches, reason = self._source(name, before.axes, now.axes)
+            taken.add(source)
+            if reason:
+                self._account.note(f"tower {name}: {reason}: initialised")
+            self._carry(DENSE + source, DENSE + name, stretches, reason, "tower", self._init.tower)
+            for moment in (n for n in self._tensors if n.startswith(f"{MOMENTS}{name}/")):
+                key = moment.rsplit("/", 1)[-1]
+                self._carry(
+                    f"{MOMENTS}{source}/{key}",
+                    moment,
+                    stretches,
+                    reason,
+                    "tower's optimizer",
+                    self._init.tower_optimizer,
+                )
+        dropped = sorted(
+            name.removeprefix(DENSE)
+            for name in self._saved.tensors
+            if name.startswith(DENSE) and name[len(DENSE) :] not in taken
+        )
+        for name in dropped:
+            self._account.note(f"tower {name}: dropped")
+
+    def _names(self, prefix: str) -> list[str]:
+        return [name.removeprefix(prefix) for name in self._tensors if name.startswith(prefix)]
+
+    def _source(
+        self, name: str, before: Mapping[str, Axes], now: Mapping[str, Axes]
+    ) -> tuple[str, Stretches | None, str]:
+        """(saved parameter, what of it is taken: None = all, why nothing is taken)."""
+        axes = now.get(name)
+        source = name if axes is None or not axes.family else _numbered(axes, before)
+        record = self._saved.tensors.get(DENSE + source)
+        size = list(self._tensors[DENSE + name].size)
+        if record is None:
+            return source, None, "new"
+        if (axes is None) != (source not in before):
+            return source, None, "the checkpoint does not say which fields it is of"
+        if axes is None or axes.axis < 0 or axes.parts == before[source].parts:
+            same = list(record.size) == size
+            return source, None, "" if same else f"it was {list(record.size)} and is {size}"
+        old = before[source]
+        rest = [list(s[: axes.axis]) + list(s[axes.axis + 1 :]) for s in (record.size, size)]
+        stretches = Stretches(axes.axis, _common(old, axes))
+        if rest[0] != rest[1] or not stretches.pairs:
+            return source, None, f"it was {list(record.size)} and is {size}"
+        self._account.note(f"tower {name}: {_words(old, axes)}")
+        return source, stretches, ""
+
+    def _carry(self, source: str, name: str, stretches: Stretches | None, reason: str, part: str, wanted: bool) -> None:
+        held = self._tensors[name]
+        if not wanted:
+            self._account.left(part, OFF, 1)
+        elif reason or source not in self._saved.tensors:
+            self._account.left(part, FRESH, 1)
+        else:
+            values = self._saved.read(source)
+            for chunk in held.chunks:
+                if stretches is None or not values.dim():
+                    chunk.tensor.copy_(values)
+                else:
+                    stretches.copy(values, chunk.tensor)
+            self._account.carried(part, 1)
+
+
+def _numbered(axes: Axes, before: Mapping[str, Axes]) -> str:
+    """The saved parameter of the same fields, else the one that has most of them; "" where none has any."""
+    family = {name: of for name, of in before.items() if of.family == axes.family}
+    same = next((name for name, of in family.items() if of.parts == axes.parts), "")
+    if same:
+        return same
+    shared = {name: sum(count for _, _, count in _common(of, axes)) for name, of in family.items()}
+    best = max(shared, key=lambda name: shared[name], default="")
+    return best if best and shared[best] else ""
+
+
+def _common(before: Axes, now: Axes) -> tuple[tuple[int, int, int], ...]:
+    """Stretches of what both are of, as far as the shorter goes."""
+    starts = _starts(before)
+    return tuple(
+        (starts[part][0], start, min(starts[part][1], width))
+        for part, (start, width) in _starts(now).items()
+        if part in starts
+    )
+
+
+def _starts(axes: Axes) -> dict[str, tuple[int, int]]:
+    """{part: (its first entry, how many)}."""
+    found, start = {}, 0
+    for part, width in axes.parts:
+        found[part] = (start, width)
+        start += width
+    return found
+
+
+def _words(before: Axes, now: Axes) -> str:
+    old, new = dict(before.parts), dict(now.parts)
+    words = [f"{part} initialised" for part in new if part not in old]
+    words += [f"{part} {old[part]} → {new[part]} wide" for part in new if part in old and old[part] != new[part]]
+    words += [f"{part} dropped" for part in old if part not in new]
+    return ", ".join(words) or "in another order"
