@@ -25,6 +25,7 @@ from trainer.model_description import ModelDescription, describe, described
 from trainer.model_state import load_rest, model_tensors
 from trainer.train_state import TrainState
 
+
 @dataclass(frozen=True)
 class Begun:
     """metrics: as a checkpoint keeps them, None = begin anew."""

@@ -20,7 +20,7 @@ from tests.pipelines.rows import COLUMNS, TASKS, make_schema, write_segments
 from tests.trainer.runs import Run, newest_state, saved_tensors, tiny_config, train_all
 from trainer.assembly import build_dense
 from trainer.config import Config, dump_config, load_config
-from trainer.config_sections import Init
+from trainer.config_sections import Checkpoint, Init
 from trainer.errors import CheckpointError, ConfigError
 from trainer.layout import make_layout
 from trainer.run_dir import RunDir
@@ -54,6 +54,7 @@ class Begun:
 
 def _begin(rank: int, world_size: int, cases: dict[str, tuple[Config, Path]]) -> dict[str, Any]:
     from trainer.assembly import assemble
+    from trainer.checkpoint.checkpointer import Checkpointer
     from trainer.init_from import begin
     from trainer.model_state import model_tensors
     from trainer.runtime import start
@@ -63,7 +64,8 @@ def _begin(rank: int, world_size: int, cases: dict[str, tuple[Config, Path]]) ->
         for name, (config, path) in cases.items():
             assembly = assemble(config, runtime)
             try:
-                begun = begin(config, assembly, path, runtime.control)
+                checkpointer = Checkpointer(RunDir("nowhere"), Checkpoint(), runtime.control)
+                begun = begin(config, assembly, checkpointer, path)
             except CheckpointError as error:
                 found[name] = error.problems
                 continue
