@@ -39,8 +39,8 @@ Bool = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is not as it should be. kind: "missed", "repeated", "ids", "batches", "files" or "record". rows:
-    how many, repeats counted. ranges: (first, last) rows of the file. line: value → rule → remedy."""
+    """Something that is not as it should be. kind: "missed", "repeated", "ids", "batches", "files", "record" or
+    "lineage". rows: how many, repeats counted. ranges: (first, last) rows of the file. line: value → rule → remedy."""
 
     kind: str
     line: str

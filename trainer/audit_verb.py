@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from rich.table import Table
 from trainer import logs
 from trainer.audit import RunAudit, audit_run
 from trainer.audit_lineage import account_of
+from trainer.audit_parents import audit_model
 from trainer.audit_segment import SegmentAudit
 from trainer.errors import ConfigError, RunDataError
 from trainer.run_dir import RunDir
@@ -26,35 +27,40 @@ COLUMNS = ("segment", "version", "rows", "epochs", "read once", "sampled out", "
            "repeated", "other ids")  # fmt: skip
 
 
-def audit(run: str, as_json: bool) -> None:
-    """Print what was found. Raises RunDataError (exit code 3) with a line for each thing that is not as it should
-    be."""
+def audit(run: str, as_json: bool, lineage: bool = False) -> None:
+    """Print what was found. lineage: also of the runs that the model came from. Raises RunDataError (exit code 3) with
+    a line for each thing that is not as it should be."""
     logs.to_console(level=logging.WARNING)
-    found = audit_run(Path(run))
+    audits = audit_model(Path(run)) if lineage else [audit_run(Path(run))]
     if as_json:
-        click.echo(json.dumps(to_json(found), indent=2))
+        found = [to_json(audit) for audit in audits]
+        click.echo(json.dumps(found if lineage else found[0], indent=2))
+    elif lineage:
+        _show(("run", *COLUMNS), ((audit.run, *_cells(s)) for audit in audits for s in audit.segments))
     else:
-        _show(COLUMNS, map(_cells, found.segments))
-    findings = found.all_findings
+        _show(COLUMNS, map(_cells, audits[0].segments))
+    findings = [finding for audit in audits for finding in audit.all_findings]
     if findings:
         lines = [finding.line for finding in findings[:LINES]]
         more = [f"and {len(findings) - LINES} more findings → all of them → --json"] if len(findings) > LINES else []
         raise RunDataError([*lines, *more])
     if not as_json:
-        click.echo(closing_line(found))
+        click.echo(closing_line(audits))
 
 
-def closing_line(found: RunAudit) -> str:
-    """Of a run in which nothing was found."""
-    read = sum(segment.read for segment in found.segments)
-    left_out = sum(segment.sampled_out + segment.quarantined for segment in found.segments)
-    not_yet = sum(segment.not_yet for segment in found.segments)
+def closing_line(audits: Sequence[RunAudit]) -> str:
+    """Of a run, or of several that one model came from, in which nothing was found."""
+    segments = [segment for audit in audits for segment in audit.segments]
+    read = sum(segment.read for segment in segments)
+    left_out = sum(segment.sampled_out + segment.quarantined for segment in segments)
+    not_yet = sum(segment.not_yet for segment in segments)
     rule = f" · {left_out:,} of them without weight, by rule" if left_out else ""
-    attempts = f"{found.attempts} attempt{'s' if found.attempts != 1 else ''}"
+    starts = sum(audit.attempts for audit in audits)
+    attempts = f"{starts} attempt{'s' if starts != 1 else ''}" + (f" of {len(audits)} runs" if len(audits) > 1 else "")
     later = f" · {not_yet:,} rows not yet" if not_yet else ""
     return (
         f"audit: fine · {read:,} rows read, each exactly once an epoch{rule}{later}"
-        f" · checkpoint of step {found.step:,}, {found.steps:,} steps of {attempts}"
+        f" · checkpoint of step {audits[-1].step:,}, {sum(a.steps for a in audits):,} steps of {attempts}"
     )
 
 

@@ -79,15 +79,16 @@ def evaluate(run: str, rows: str | None) -> None:
 @click.option("--run", metavar="D", help="Run directory; the lineage of its newest complete checkpoint is audited.")
 @click.option("--find", "segment", metavar="SEGMENT", help="Name the runs that consumed a segment instead.")
 @click.option("--runs", metavar="FOLDER", default="runs", show_default=True, help="Where --find looks for runs.")
+@click.option("--lineage", is_flag=True, help="Also audit the runs that the model came from (--init-from).")
 @click.option("--json", "as_json", is_flag=True, help="All findings, as one JSON value.")
-def audit(run: str | None, segment: str | None, runs: str, as_json: bool) -> None:
+def audit(run: str | None, segment: str | None, runs: str, lineage: bool, as_json: bool) -> None:
     """Prove from the files that a run read every row exactly once, or name those that it did not."""
     from trainer import audit_verb  # noqa: PLC0415
 
     if (run is None) == (segment is None):
         raise click.UsageError("one of --run D and --find SEGMENT is needed")
     if run is not None:
-        audit_verb.audit(run, as_json)
+        audit_verb.audit(run, as_json, lineage)
     elif segment is not None:
         audit_verb.find(segment, runs, as_json)
 

@@ -12,7 +12,7 @@ from trainer.assembly import Assembly
 from trainer.checkpoint import manifest
 from trainer.checkpoint.agreement import agree, gather
 from trainer.checkpoint.checkpointer import Checkpointer
-from trainer.checkpoint.folder import Location
+from trainer.checkpoint.folder import Location, step_name
 from trainer.checkpoint.reading import SavedTensors
 from trainer.checkpoint.state import CheckpointState, read_state, schema_differences
 from trainer.config import Config
@@ -44,7 +44,7 @@ def begin(config: Config, assembly: Assembly, checkpointer: Checkpointer, path: 
     """
     group = checkpointer.group
     state = read_state(path, manifest.read_commit(path))
-    account = Account(shown(path))
+    account = Account(str(path).partition("?")[0])  # without the options of its store
     with agree(group):
         before, now = described(path, state), describe(config, assembly.specs)
     _note_fields(account, state.data_schema, config.schema)
@@ -59,7 +59,7 @@ def begin(config: Config, assembly: Assembly, checkpointer: Checkpointer, path: 
             TowerCarrier(saved, tensors, config.init, account).carry(before, now)
     tables.tell_dealt(gather(tables.dealt, group))
     load_rest(assembly, tensors)
-    return _begun(config.init, state, path, account)
+    return _begun(config.init, state, account)
 
 
 def _carry_tables(
@@ -76,9 +76,10 @@ def _carry_tables(
             account.note(f"table {name}: dropped")
 
 
-def _begun(init: Init, saved: CheckpointState, path: Location, account: Account) -> Begun:
+def _begun(init: Init, saved: CheckpointState, account: Account) -> Begun:
     """Counters, metrics and lineage."""
-    state = replace(TrainState.from_checkpoint(saved, path), position=None)
+    parent = f"{init.run.rstrip('/')}/{step_name(saved.step)}"
+    state = replace(TrainState.from_checkpoint(saved, parent), position=None)
     if not init.examples:
         state = replace(state, examples=0, rows=0, quarantined_rows=0, data_through=0)
     account.say("learning rate", f"{saved.examples:,} examples since birth" if init.examples else OFF)
@@ -88,7 +89,7 @@ def _begun(init: Init, saved: CheckpointState, path: Location, account: Account)
     # Gradients that are exchanged behind the step are carried here, by the modes of [train] dense_sync that have them.
     account.say("in flight", "nothing: a checkpoint is taken between steps")
     account.say("metrics", ", ".join(saved_tasks(saved)) if init.metrics else OFF)
-    lineage = (*saved.resumed_from, shown(path)) if init.lineage else ()
+    lineage = (*saved.resumed_from, parent) if init.lineage else ()
     account.say("lineage", f"{len(lineage)} checkpoints" if init.lineage else OFF)
     return Begun(
         state=replace(state, lineage=lineage),
@@ -96,11 +97,6 @@ def _begun(init: Init, saved: CheckpointState, path: Location, account: Account)
         metrics=saved.extra["metrics"] if init.metrics else None,
         account=account,
     )
-
-
-def shown(path: Location) -> str:
-    """As it is named to people, without the options of its store."""
-    return str(path).partition("?")[0]
 
 
 def saved_tasks(saved: CheckpointState) -> list[str]:

@@ -17,7 +17,8 @@ from trainer.recommender import Outputs
 class TrainState:
     """step: optimizer steps done, bad ones included. examples: supervised positions with a label. quarantined_rows: of
     `rows`, those that were bad. data_through: newest event time trained on, microseconds. position: of the last global
-    batch trained; None before the first. lineage: checkpoints gone on from."""
+    batch trained; None before the first. lineage: checkpoints gone on from: names of this run's own, and RUN/NAME where
+    a run began with another's model."""
 
     step: int = 0
     examples: int = 0

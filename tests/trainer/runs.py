@@ -73,7 +73,10 @@ def train_runs(rank: int, world_size: int, runs: list[Run]) -> list[dict[str, An
             RunDir(run.run_dir).prepare(run.resume)
         dist.barrier()
         parent = None if run.init_from is None else str(run.init_from)
-        results.append(run_worker(Job(run.config, str(run.run_dir), Never(), run.resume, parent, threads=1)))
+        config = run.config
+        if parent is not None:
+            config = replace(config, init=config.init.model_copy(update={"run": parent}))
+        results.append(run_worker(Job(config, str(run.run_dir), Never(), run.resume, parent, threads=1)))
     return results
 
 

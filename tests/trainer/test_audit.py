@@ -87,7 +87,7 @@ def test_a_run_that_read_every_row_once_is_fine(runs: Path, name: str, read: int
     assert [finding.line for finding in found.all_findings] == []
     assert (sum(s.read for s in found.segments), found.attempts) == (read, attempts)
     assert sum(s.not_yet for s in found.segments) == 0
-    assert closing_line(found).startswith(f"audit: fine · {read} rows read, each exactly once an epoch")
+    assert closing_line([found]).startswith(f"audit: fine · {read} rows read, each exactly once an epoch")
 
 
 def test_rows_left_out_by_rule_are_counted_not_lost(runs: Path) -> None:
@@ -95,7 +95,7 @@ def test_rows_left_out_by_rule_are_counted_not_lost(runs: Path) -> None:
     assert 5 < sum(segment.sampled_out for segment in sampled) < 30
     bad = audit_run(runs / "quarantined").segments
     assert [segment.quarantined for segment in bad] == [2, 0]
-    assert "2 of them without weight, by rule" in closing_line(audit_run(runs / "quarantined"))
+    assert "2 of them without weight, by rule" in closing_line([audit_run(runs / "quarantined")])
 
 
 def test_what_the_position_has_not_reached_is_not_yet(runs: Path) -> None:

@@ -4,6 +4,7 @@ bit."""
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from pipelines.batch import Position
 from tests.pipelines.rows import write_segments
 from tests.trainer.runs import Run, differing, newest_state, saved_tensors, tiny_config, train_all
 from trainer.audit import audit_run
+from trainer.audit_parents import audit_model
+from trainer.audit_verb import closing_line
 
 DAYS = {"2026-01-01": [9, 5], "2026-01-02": [11], "2026-01-03": [8, 8], "2026-01-04": [6]}
 KILLED = "2026-01-03"  # this day's run is stopped in its midst, and goes on
@@ -87,3 +90,24 @@ def test_audit_proves_the_days(folder: Path) -> None:
         assert found.all_findings == []
         assert [(s.name, s.read) for s in found.segments] == [(day, sum(rows))]
         assert found.steps == -(-sum(rows) // 5)
+    audits = audit_model(folder / "2" / list(DAYS)[-1])
+    assert [Path(found.run).name for found in audits] == list(DAYS)
+    assert [s.name for found in audits for s in found.segments] == list(DAYS)
+    assert not [finding for found in audits for finding in found.all_findings]
+    assert audits[0].step == audits[0].steps
+    assert closing_line(audits).startswith(f"audit: fine · {sum(map(sum, DAYS.values()))} rows read, each exactly once")
+    assert closing_line(audits).endswith("11 steps of 5 attempts of 4 runs")
+
+
+def test_audit_names_a_day_that_was_trained_twice_and_a_run_that_is_gone(folder: Path, tmp_path: Path) -> None:
+    days = list(DAYS)
+    config = tiny_config(folder / "rows")
+    again = replace(config, data=config.data.model_copy(update={"segments": days[1]}))
+    train_all([Run(again, tmp_path / "again", init_from=folder / "1" / days[1])], 1)
+    findings = [finding for found in audit_model(tmp_path / "again") for finding in found.all_findings]
+    assert [finding.kind for finding in findings] == ["repeated"]
+    assert f"segment '{days[1]}' was trained by {folder / '1' / days[1]} and again by" in findings[0].line
+    shutil.move(folder / "1" / days[0], tmp_path / "elsewhere")
+    findings = audit_model(folder / "1" / days[1])[0].all_findings
+    assert [finding.kind for finding in findings] == ["lineage"]
+    assert all(finding.line.count(" → ") == 2 for finding in findings)

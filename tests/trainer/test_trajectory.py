@@ -3,7 +3,6 @@ split in days."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,8 +41,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensors]:
             run("two, three", train={"max_steps": 3}),
             run("day by day", data={"segments": "2026-01-01"}),
             run("day by day", "must"),
-            run("day one", data={"segments": "2026-01-01"}),
-            replace(run("day two", data={"segments": "2026-01-02"}), init_from=folder / "runs" / "day one"),
             run("evaluated", train={"eval_every": 2}, data={"eval_segments": "2026-01-02"}),
             run("dropout", model=dropped),
             run("dropout, stopped", model=dropped, train={"max_steps": 3}),
@@ -85,10 +82,6 @@ def test_resumed_on_other_ranks_goes_on_with_the_same_batches(trained: dict[str,
 
 def test_two_days_in_two_runs_equal_one_run(trained: dict[str, Tensors]) -> None:
     assert differing(trained["two"], trained["day by day"]) == []
-
-
-def test_a_day_begun_with_the_model_of_the_day_before_equals_one_run(trained: dict[str, Tensors]) -> None:
-    assert differing(trained["two"], trained["day two"]) == []
 
 
 def test_evaluation_leaves_the_trajectory_alone(trained: dict[str, Tensors]) -> None:
