@@ -28,8 +28,8 @@ ifeq ($(LOCK),gpu)
 endif
 	@$(PIP) install --no-deps -r requirements/$(LOCK).lock
 	@$(PIP) install --no-deps --no-build-isolation -e .
-	@echo "compiling the readers' inner loops, once a machine"
-	@$(BIN)/python -c 'import pipelines.carry'
+	@echo "compiling the readers' and the tables' inner loops, once a machine"
+	@$(BIN)/python -c 'import pipelines.carry, embeddings.cpu_kernels'
 	@rm -f .venv/.installed-* && touch $@
 
 train: setup ## The main job: a synthetic log, request rows, two workers, evaluation; into a fresh runs/synthetic*.

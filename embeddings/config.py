@@ -40,7 +40,7 @@ class Table(Frozen):
     kernel:   "auto", "fused" (rows in the device's memory), or on CUDA "fused_uvm" and "fused_uvm_caching" (rows in
               the host's memory, with a cache on the device).
     dtype:    of its rows: "fp32", "fp16", or on CUDA "bf16".
-    optimizer, lr, weight_decay, init, init_scale: as in `[embeddings]`, of this table.
+    optimizer, lr, eps, weight_decay, init, init_scale: as in `[embeddings]`, of this table.
     frozen:   weights and optimizer state stay bit for bit as they are.
     """
 
@@ -57,6 +57,7 @@ class Table(Frozen):
     dtype: DTypeName = ""
     optimizer: OptimizerName = ""
     lr: float = Field(default=0.0, ge=0)
+    eps: float = Field(default=0.0, ge=0)
     weight_decay: float = Field(default=-1.0, ge=-1)
     init: InitName = ""
     init_scale: float = Field(default=-1.0, ge=-1)
@@ -69,12 +70,15 @@ class Embeddings(Frozen):
     width:     of every table that names none.
     default_rows, mapping, buckets, admit_after, evict, ttl_days, sharding, kernel, dtype: of every table that names
                none; see `[embeddings.tables.NAME]`.
-    optimizer: fused into backward; with column_wise, row-wise Adagrad keeps one state a column shard. lr: constant.
+    optimizer: fused into backward: "sgd", "adagrad", "rowwise_adagrad" (one state a row; with column_wise, one a
+               column shard), and on CUDA "adam" and "rowwise_adam". lr: constant.
     eps:       Adagrad's and Adam's.
-    weight_decay: L2, of the rows a step touches.
+    weight_decay: of the rows a step touches and of no others. With rowwise_adagrad L2: it is added to the gradient,
+               and so to the state; with adam and rowwise_adam apart from the gradient; with others it is refused.
     init:      "uniform" in ±init_scale ÷ √width, "normal" with that standard deviation, or "zeros": a function of
-               (seed, table, row, column) alone, so that every plan starts alike.
-    forward_codec, backward_codec: of rows on their way to the ranks that asked, and of their gradients back.
+               (seed, table, row, column) alone, rounded to dtype, so that every plan starts alike.
+    forward_codec, backward_codec: of rows on their way to the ranks that asked, and of their gradients back: "fp32",
+               "fp16", "bf16" (on CUDA; on CPU fp16 travels instead), "int8" (with a scale for each row).
     replicas:  groups of ranks that each hold all tables (2D): 1 = one copy over all ranks.
     replica_sync_steps: with replicas > 1, tables are averaged over the groups every so many steps.
     plan:      a plan.json to shard by, "" = plan anew.

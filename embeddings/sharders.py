@@ -1,4 +1,6 @@
-"""How tables are sharded: TorchRec's way, but row-wise shards may end where the plan says, at bucket borders.
+"""How tables are sharded: TorchRec's way, with four differences. Row-wise shards may end where the plan says, at bucket
+borders. Rows of a collection come as one tensor (embeddings.joined_rows). They travel by embeddings.codecs. On CPU they
+are looked up and updated by embeddings.cpu_rows.
 
 Stock row-wise sharding sends row r to rank r // ⌈rows / world_size⌉, whatever the plan's shards are. A vocabulary's
 shards are whole
@@ -26,12 +28,21 @@ from torchrec.distributed.embedding_types import KJTList
 from torchrec.distributed.sharding.rw_sequence_sharding import RwSequenceEmbeddingSharding
 from torchrec.distributed.types import ModuleSharder, ParameterSharding, ShardingEnv, ShardingType
 
+from embeddings.codecs import Registry, codec_registry, fitted
+from embeddings.config import Codec
 from embeddings.joined_rows import JoinedRows
 
+# FBGEMM's default on CUDA rounds half-precision weights up or down by chance, from a generator's state that no
+# checkpoint has. CPU rounds to the nearest; so does CUDA here, and a run repeats.
+FUSED_PARAMS = {"stochastic_rounding": False}
 
-def sharders() -> list[ModuleSharder[nn.Module]]:
-    """What DistributedModelParallel and the planner are given."""
-    return [BlockCollectionSharder()]
+
+def sharders(
+    forward_codec: Codec = "fp32", backward_codec: Codec = "fp32", device: str = "cpu"
+) -> list[ModuleSharder[nn.Module]]:
+    """What DistributedModelParallel and the planner are given. Codecs: see embeddings.codecs."""
+    registry = codec_registry(forward_codec, backward_codec, device)
+    return [BlockCollectionSharder(dict(FUSED_PARAMS), registry)]
 
 
 class BlockRowWiseSharding(RwSequenceEmbeddingSharding):
@@ -75,8 +86,10 @@ class BlockShardedCollection(ShardedEmbeddingCollection):
         sharding_infos: list[EmbeddingShardingInfo],
         env: ShardingEnv,
         *args: Any,
+        qcomm_codecs_registry: Registry | None = None,
         **kwargs: Any,
     ) -> EmbeddingSharding:
+        kwargs["qcomm_codecs_registry"] = fitted(qcomm_codecs_registry, sharding_infos)
         if sharding_type == ShardingType.ROW_WISE.value:
             return BlockRowWiseSharding(sharding_infos, env, *args, **kwargs)
         return super().create_embedding_sharding(sharding_type, sharding_infos, env, *args, **kwargs)
@@ -106,7 +119,22 @@ class BlockCollectionSharder(EmbeddingCollectionSharder):
         device: torch.device | None = None,
         module_fqn: str | None = None,
     ) -> BlockShardedCollection:
-        return BlockShardedCollection(module, params, env, self.fused_params, device, module_fqn=module_fqn)
+        sharded = BlockShardedCollection(
+            module,
+            params,
+            env,
+            self.fused_params,
+            device,
+            qcomm_codecs_registry=self.qcomm_codecs_registry,
+            module_fqn=module_fqn,
+        )
+        if device is not None and device.type == "cpu":
+            # Compiled code is loaded where it is needed only.
+            from embeddings.cpu_rows import use_cpu_rows  # noqa: PLC0415
+
+            for lookup in sharded._lookups:
+                use_cpu_rows(lookup)
+        return sharded
 
     @property
     def sharded_module_type(self) -> type[BlockShardedCollection]:

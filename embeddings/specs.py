@@ -24,6 +24,7 @@ Init = Literal["uniform", "normal", "zeros"]
 Evict = Literal["lru", "lfu", "ttl"]
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DECAYING = ("rowwise_adagrad", "adam", "rowwise_adam")  # optimizers that have weight decay
 BUCKETED = ("vocabulary", "managed")  # mappings whose rows belong to buckets
 
 MISSING_ROW = 0
@@ -155,7 +156,7 @@ def _resolve(name: str, columns: list[str], schema: Schema, config: Embeddings) 
         dtype=table.dtype or config.dtype,
         optimizer=table.optimizer or config.optimizer,
         lr=table.lr or config.lr,
-        eps=config.eps,
+        eps=table.eps or config.eps,
         weight_decay=config.weight_decay if table.weight_decay < 0 else table.weight_decay,
         frozen=table.frozen,
         kernel=table.kernel or config.kernel,
@@ -164,7 +165,16 @@ def _resolve(name: str, columns: list[str], schema: Schema, config: Embeddings) 
         evict=table.evict or config.evict,
         ttl_days=table.ttl_days or config.ttl_days,
     )
-    return spec, problems
+    return spec, problems + _optimizer_problems(spec)
+
+
+def _optimizer_problems(spec: TableSpec) -> list[str]:
+    if not spec.weight_decay or spec.optimizer in DECAYING:
+        return []
+    return [
+        f"table {spec.name!r}: weight_decay = {spec.weight_decay:g} with optimizer = {spec.optimizer!r} → FBGEMM "
+        f"decays weights with {', '.join(DECAYING)} only → optimizer = 'rowwise_adagrad', or weight_decay = 0.0"
+    ]
 
 
 def _bucketised_rows(name: str, columns: list[str], table: Table, schema: Schema) -> tuple[int, list[str]]:

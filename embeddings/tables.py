@@ -1,7 +1,8 @@
 """All embedding tables behind one module. Authored unsharded (on meta), sharded from outside by
 DistributedModelParallel.
 
-Inside, one EmbeddingCollection per (width, mapping) group: TorchRec wants one width in a collection.
+Inside, one EmbeddingCollection per (width, mapping) group: TorchRec wants one width in a collection. Frozen tables have
+collections of their own, whose rows are detached: nothing goes back to them.
 
     batch.kjts ──▶ Tables ──▶ {group: rows [ΣU, width]}
       {"w16_hash":       KJT keys (user, item), lengths [2] = unique ids of each}
@@ -18,19 +19,23 @@ import torch
 from torch import nn
 from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJaggedTensor
 from torchrec.distributed.types import LazyAwaitable
+from torchrec.types import DataType
 
 from embeddings.joined_rows import JoinsRows
 from embeddings.specs import TableSpec
 from pipelines.batch import Int64
 
+DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
+FROZEN = "_frozen"  # ends the names of groups whose tables are
+
 
 def table_groups(specs: dict[str, TableSpec]) -> dict[str, list[str]]:
-    """{group: its tables}: one group per (width, mapping), named like "w16_hash"; tables in the order of the group's
-    KJT keys.
+    """{group: its tables}: one group per (width, mapping, frozen), named like "w16_hash" and "w16_hash_frozen"; tables
+    in the order of the group's KJT keys.
     """
     groups: dict[str, list[str]] = {}
     for spec in specs.values():
-        groups.setdefault(f"w{spec.width}_{spec.mapping}", []).append(spec.name)
+        groups.setdefault(f"w{spec.width}_{spec.mapping}{FROZEN * spec.frozen}", []).append(spec.name)
     return groups
 
 
@@ -100,7 +105,8 @@ class Tables(nn.Module):
         order.
         """
         looked_up = {group: collection(kjts[group]) for group, collection in self.collections.items()}
-        return {group: joined(found, kjts[group]) for group, found in looked_up.items()}
+        rows = {group: joined(found, kjts[group]) for group, found in looked_up.items()}
+        return {group: found.detach() if group.endswith(FROZEN) else found for group, found in rows.items()}
 
 
 def key_order(tables: Tables) -> dict[str, list[str]]:
@@ -117,6 +123,7 @@ def _embedding_config(spec: TableSpec) -> EmbeddingConfig:
         num_embeddings=spec.rows,
         embedding_dim=spec.width,
         feature_names=[spec.name],
+        data_type=DATA_TYPES[spec.dtype],
         # embeddings.init gives rows their values, once they are where they will live.
         init_fn=nn.init.zeros_,
     )

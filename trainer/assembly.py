@@ -10,6 +10,7 @@ from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
+from embeddings.device_rules import check_device
 from embeddings.idmap import IdMapper
 from embeddings.init import initialise
 from embeddings.optim import fuse_optimizer
@@ -62,12 +63,13 @@ def build_dense(config: Config, layout: Layout) -> nn.Module:
 
 
 def assemble(config: Config, runtime: Runtime) -> Assembly:
-    """Collective. Raises PlanError when the tables do not fit."""
+    """Collective. Raises PlanError when the tables do not fit or cannot be on this device."""
     specs = table_specs(config.schema, config.embeddings)
+    check_device(specs, config.embeddings, runtime.device.type)
     layout = make_layout(config.schema, specs)
     gate = GradientGate(runtime.gate)
     tables = Tables(specs, device="meta")
-    fuse_optimizer(tables, config.embeddings)
+    fuse_optimizer(tables, specs)
     ranker = build_dense(config, layout).to(runtime.device)
     scorer = Scorer(ranker, task_heads(config), gate, config.train.seed, runtime.rank)
     recommender = Recommender(tables, Assemble(layout, gate), scorer)
@@ -85,7 +87,7 @@ def assemble(config: Config, runtime: Runtime) -> Assembly:
         env=ShardingEnv.from_process_group(runtime.tables),
         device=runtime.device,
         plan=plan,
-        sharders=sharders(),
+        sharders=sharders(config.embeddings.forward_codec, config.embeddings.backward_codec, runtime.device.type),
         data_parallel_wrapper=sync,
     )
     initialise(model, specs, config.train.seed)

@@ -8,6 +8,7 @@ import re
 import click
 import torch
 
+from embeddings.device_rules import check_device
 from embeddings.errors import PlanDoesNotFitError
 from embeddings.plan import check_fit, make_plan, report
 from embeddings.plan_report import human_bytes
@@ -34,6 +35,7 @@ def plan(config_path: str, overrides: list[str], world_size: int, device: str, m
 def plan_lines(config: Config, world_size: int, device: str = "cpu", memory: int = 0) -> list[str]:
     """Sharding table by table, tables' memory per rank, and the dense part. memory: bytes of a rank, 0 = not asked."""
     specs = table_specs(config.schema, config.embeddings)
+    check_device(specs, config.embeddings, device)
     tables = Tables(specs, device="meta")
     sharding = make_plan(tables, specs, world_size, world_size, device, memory_per_rank=memory)
     findings = report(sharding, specs, config.embeddings, world_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +53,35 @@ def test_values_are_the_documented_generators() -> None:
         z = (z ^ (z >> 27)) * 0x94D049BB133111EB & mask
         z ^= z >> 31
         assert float(values[row, column]) == ((z >> 40) * 2.0**-24 * 2 - 1) / 4
+
+
+@pytest.mark.parametrize("init", ["uniform", "normal", "zeros"])
+def test_a_half_precision_table_starts_from_the_same_values_rounded(init: Any) -> None:
+    single, half, brain = (torch.empty(500, 16, dtype=t) for t in (torch.float32, torch.float16, torch.bfloat16))
+    for table in (single, half, brain):
+        fill(table, replace(TABLE, init=init), 1)
+    assert torch.equal(half, single.half())
+    assert torch.equal(brain, single.bfloat16())
+    part = torch.empty(100, 8, dtype=torch.float16)
+    fill(part, replace(TABLE, init=init), 1, first_row=300, first_column=8)
+    assert torch.equal(part, half[300:400, 8:])
+
+
+def test_a_normal_start_has_the_stated_deviation() -> None:
+    table = torch.empty(3000, 16)
+    fill(table, replace(TABLE, init="normal", init_scale=2.0), 1)
+    values = table.flatten() / (2.0 / 4)  # √16
+    assert abs(float(values.mean())) < 0.02
+    assert abs(float(values.std()) - 1) < 0.02
+    assert abs(float((values.abs() < 1).float().mean()) - 0.6827) < 0.01
+    assert 3.5 < float(values.abs().max()) < 6
+
+
+def test_any_number_of_threads_fills_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _filled()
+    monkeypatch.setattr("embeddings.cpu_rows.ROWS_PER_THREAD", 100)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    assert torch.equal(_filled(), whole)
 
 
 def test_a_table_that_the_module_lacks_is_an_error() -> None:

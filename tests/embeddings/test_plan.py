@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -31,7 +32,7 @@ SPECS = {
 def _report(world_size: int, config: Embeddings | None = None, device: str = "cpu", memory: int = 0) -> PlanReport:
     config = config or Embeddings()
     tables = Tables(SPECS)
-    fuse_optimizer(tables, config)
+    fuse_optimizer(tables, {name: replace(table, optimizer=config.optimizer) for name, table in SPECS.items()})
     plan = make_plan(tables, SPECS, world_size, device=device, memory_per_rank=memory)
     return report(plan, SPECS, config, world_size)
 

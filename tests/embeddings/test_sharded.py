@@ -9,7 +9,7 @@ import torch
 
 from embeddings.init import fill, initialise
 from embeddings.tables import Tables
-from tests.embeddings.toy import RUNS, SPECS, STEPS, reference, whole_tables
+from tests.embeddings.toy import FROZEN_STATE, MIXED, ROWWISE, RUNS, SPECS, STEPS, reference, whole_tables
 
 pytestmark = pytest.mark.timeout(400)  # the ranks start inside the first test
 
@@ -21,15 +21,51 @@ def trained(on_ranks: dict[int, list[dict[str, Any]]]) -> dict[int, list[dict[st
 
 
 def _whole(ranks: list[dict[str, Any]], run: str, when: str) -> dict[str, torch.Tensor]:
-    return whole_tables(SPECS, [rank[run][when] for rank in ranks])
+    return whole_tables(RUNS[run].specs, [rank[run][when] for rank in ranks])
 
 
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad", "sgd"])
 def test_sharded_training_equals_plain_training(trained: dict[int, list[dict[str, Any]]], optimizer: str) -> None:
     """Column-wise with row-wise Adagrad: against one state per column shard, which is what it keeps."""
-    expected = reference(SPECS, RUNS[optimizer], STEPS, 2, column_shards={"hour": 2})
+    expected = reference(RUNS[optimizer].specs, STEPS, 2, column_shards={"hour": 2})
     for name, table in _whole(trained[2], optimizer, "after").items():
         torch.testing.assert_close(table, expected[name], rtol=0, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_tables_of_every_optimizer_and_dtype_train_as_plain_ones_side_by_side(
+    trained: dict[int, list[dict[str, Any]]],
+) -> None:
+    """float16 tables: within a rounding or two of weights up to 1."""
+    expected = reference(MIXED, STEPS, 2, column_shards={"ada32": 2, "row16": 2})
+    before = _whole(trained[2], "mixed", "before")
+    for name, table in _whole(trained[2], "mixed", "after").items():
+        tolerance = {"fp32": 1e-6, "fp16": 1e-3}[MIXED[name].dtype]
+        torch.testing.assert_close(table, expected[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        moved = float((table - before[name]).abs().mean())
+        assert moved == 0 if name == "frozen" else moved > 5 * tolerance, name
+
+
+def test_a_frozen_table_keeps_every_bit_of_weights_and_state(trained: dict[int, list[dict[str, Any]]]) -> None:
+    before, after = _whole(trained[2], "mixed", "before"), _whole(trained[2], "mixed", "after")
+    assert torch.equal(before["frozen"], after["frozen"])
+    states = [state for rank in trained[2] for state in rank["mixed"]["frozen_states"]]
+    assert sum(len(state) for state in states) == MIXED["frozen"].rows
+    assert all(bool((state == FROZEN_STATE).all()) for state in states)
+
+
+@pytest.mark.parametrize(
+    ("codec", "difference", "wire"), [("fp16", 1e-3, 0.5), ("bf16", 1e-3, 0.75), ("int8", 0.02, 0.5)]
+)
+def test_quantised_rows_train_within_a_bound_and_travel_in_fewer_bytes(
+    trained: dict[int, list[dict[str, Any]]], codec: str, difference: float, wire: float
+) -> None:
+    """bf16 is of gradients only here, and travels as fp16 on CPU. int8: 24 bytes for a row of 16, 12 for `hour`'s
+    shards of 4."""
+    exact, quantised = _whole(trained[2], "rowwise_adagrad", "after"), _whole(trained[2], codec, "after")
+    apart = max(float((quantised[name] - exact[name]).abs().max()) for name in SPECS)
+    assert 0 < apart < difference
+    sent = {run: sum(rank[run]["sent"] for rank in trained[2]) for run in (codec, "rowwise_adagrad")}
+    assert sent[codec] <= wire * sent["rowwise_adagrad"]
 
 
 def test_training_moves_the_tables_far_more_than_that_tolerance(trained: dict[int, list[dict[str, Any]]]) -> None:
@@ -41,7 +77,7 @@ def test_buckets_that_the_ranks_do_not_divide_train_alike(trained: dict[int, lis
     """5 buckets of 8 rows on 3 ranks: 2, 2 and 1 buckets."""
     placed = trained[3][0]["rowwise_adagrad"]["placements"]["user_table"]
     assert placed == [([0, 0], [16, 16], 0), ([16, 0], [16, 16], 1), ([32, 0], [8, 16], 2)]
-    expected = reference(SPECS, RUNS["rowwise_adagrad"], STEPS, 3, column_shards={"hour": 2})
+    expected = reference(ROWWISE, STEPS, 3, column_shards={"hour": 2})
     for name, table in _whole(trained[3], "rowwise_adagrad", "after").items():
         torch.testing.assert_close(table, expected[name], rtol=0, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from embeddings.config import Embeddings, Table
+from embeddings.device_rules import check_device
 from embeddings.errors import PlanError
 from embeddings.specs import table_specs
 from pipelines.schema import Column, Schema
@@ -98,3 +99,37 @@ def test_a_bucketised_column_shares_its_table_with_nothing_else() -> None:
 def test_buckets_too_small_for_the_reserved_rows_are_refused() -> None:
     with pytest.raises(PlanError, match="at least 3 rows"):
         table_specs(SCHEMA, _config(item={"mapping": "vocabulary", "rows": 16, "buckets": 8}))
+
+
+def test_a_tables_own_optimizer_settings_win_over_the_runs() -> None:
+    own = {"optimizer": "adagrad", "lr": 0.5, "eps": 1e-3, "dtype": "fp16", "init": "zeros", "frozen": True}
+    config = _config(item=own | {"weight_decay": 0.0}).model_copy(update={"weight_decay": 0.1})
+    specs = table_specs(SCHEMA, config)
+    assert all(getattr(specs["item"], key) == value for key, value in own.items())
+    assert (specs["item"].weight_decay, specs["city"].weight_decay) == (0.0, 0.1)
+    assert (specs["city"].optimizer, specs["city"].dtype, specs["city"].frozen) == ("rowwise_adagrad", "fp32", False)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_weight_decay_is_refused_where_fbgemm_has_none(optimizer: str) -> None:
+    with pytest.raises(PlanError, match=r"'item': weight_decay = 0.1 with optimizer = .* → optimizer = 'rowwise"):
+        table_specs(SCHEMA, _config(item={"optimizer": optimizer, "weight_decay": 0.1}))
+
+
+def test_what_only_cuda_has_is_refused_on_cpu_all_at_once_with_what_cpu_has() -> None:
+    tables = {"item": {"dtype": "bf16", "optimizer": "adam"}, "city": {"optimizer": "rowwise_adam"}}
+    config = _config(**tables)
+    specs = table_specs(SCHEMA, config)
+    check_device(specs, config, "cuda")
+    with pytest.raises(PlanError) as caught:
+        check_device(specs, config, "cpu")
+    remedies = [problem.rsplit("→ ", 1)[1] for problem in caught.value.problems]
+    assert remedies == ["optimizer = 'rowwise_adagrad'", "dtype = 'fp16', of the same size", "optimizer = 'adagrad'"]
+
+
+def test_bf16_on_the_wire_is_fp16_on_cpu_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    config = Embeddings(backward_codec="bf16")
+    check_device({}, config, "cpu")
+    assert [record.getMessage() for record in caplog.records] == [
+        "embeddings.backward_codec = 'bf16' → gloo does not carry it → 'fp16' travels on CPU"
+    ]

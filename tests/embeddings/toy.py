@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torchrec.distributed import DistributedModelParallel, TrainPipelineSparseDi
 from torchrec.distributed.types import ShardingPlan
 from torchrec.streamable import Pipelineable
 
-from embeddings.config import Embeddings
+from embeddings.config import Codec
 from embeddings.init import fill, initialise
 from embeddings.optim import fuse_optimizer
 from embeddings.plan import make_plan
@@ -21,6 +21,7 @@ from embeddings.sharders import sharders
 from embeddings.specs import TableSpec
 from embeddings.tables import Tables, group_kjts, module_name, rows_by_table, table_groups
 from embeddings.touched import RowMap, watch_rows
+from tests.distributed.wire import counted_bytes
 from tests.embeddings.specs import spec
 
 LR_DENSE = 0.1
@@ -36,12 +37,47 @@ SPECS = {
         spec("hour", 30, 8, "column_wise", mapping="identity"),
     ]
 }
-RUNS = {
-    "rowwise_adagrad": Embeddings(optimizer="rowwise_adagrad", lr=0.1),
-    "again": Embeddings(optimizer="rowwise_adagrad", lr=0.1),
-    "adagrad": Embeddings(optimizer="adagrad", lr=0.1),
-    "sgd": Embeddings(optimizer="sgd", lr=0.3),
+# Every optimizer and dtype that CPU has, each with settings of its own, in one model.
+MIXED = {
+    s.name: s
+    for s in [
+        replace(spec("sgd32", 60, 16, "table_wise"), optimizer="sgd", lr=0.3),
+        replace(spec("sgd16", 37, 16, "row_wise"), optimizer="sgd", lr=2.0, dtype="fp16", init="normal"),
+        replace(spec("ada32", 30, 8, "column_wise"), optimizer="adagrad", lr=0.1, eps=1e-3, init="zeros"),
+        replace(spec("ada16", 33, 16, "table_wise"), optimizer="adagrad", lr=0.05, dtype="fp16"),
+        replace(spec("row32", 40, 16, "row_wise"), optimizer="rowwise_adagrad", lr=0.1, weight_decay=0.3),
+        replace(spec("row16", 44, 16, "column_wise"), optimizer="rowwise_adagrad", lr=0.1, dtype="fp16"),
+        replace(spec("frozen", 50, 16, "row_wise"), optimizer="rowwise_adagrad", weight_decay=0.3, frozen=True),
+    ]
 }
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained, and how its rows travel."""
+
+    specs: dict[str, TableSpec]
+    forward_codec: Codec = "fp32"
+    backward_codec: Codec = "fp32"
+
+
+def with_optimizer(optimizer: Any, lr: float) -> dict[str, TableSpec]:
+    """SPECS, all of them with this optimizer."""
+    return {name: replace(table, optimizer=optimizer, lr=lr) for name, table in SPECS.items()}
+
+
+ROWWISE = with_optimizer("rowwise_adagrad", 0.1)
+RUNS = {
+    "rowwise_adagrad": Run(ROWWISE),
+    "again": Run(ROWWISE),
+    "adagrad": Run(with_optimizer("adagrad", 0.1)),
+    "sgd": Run(with_optimizer("sgd", 0.3)),
+    "mixed": Run(MIXED),
+    "fp16": Run(ROWWISE, "fp16", "fp16"),
+    "bf16": Run(ROWWISE, "fp32", "bf16"),
+    "int8": Run(ROWWISE, "int8", "int8"),
+}
+FROZEN_STATE = 0.5  # what a frozen table's optimizer state is, before and after
 
 
 @dataclass
@@ -116,15 +152,16 @@ def seeded_dense(head: Head) -> None:
         head.dense.bias.zero_()
 
 
-def build(
-    specs: dict[str, TableSpec], config: Embeddings, rank: int, world_size: int
-) -> tuple[DistributedModelParallel, ShardingPlan]:
+def build(run: Run, rank: int, world_size: int) -> tuple[DistributedModelParallel, ShardingPlan]:
     """The toy, sharded over the default group, with its initial values."""
+    specs = run.specs
     model = Toy(specs)
     seeded_dense(model.head)
-    fuse_optimizer(model.tables, config)
+    fuse_optimizer(model.tables, specs)
     plan = make_plan(model, specs, world_size, process_group=dist.group.WORLD)
-    sharded = DistributedModelParallel(model, device=torch.device("cpu"), plan=plan, sharders=sharders())
+    sharded = DistributedModelParallel(
+        model, device=torch.device("cpu"), plan=plan, sharders=sharders(run.forward_codec, run.backward_codec)
+    )
     initialise(sharded, specs, seed=5)
     return sharded, plan
 
@@ -157,19 +194,24 @@ def whole_tables(specs: dict[str, TableSpec], ranks: list[Shards]) -> dict[str, 
 
 def train_on_ranks(rank: int, world_size: int) -> dict[str, Any]:
     runs = RUNS if world_size == 2 else {"rowwise_adagrad": RUNS["rowwise_adagrad"]}
-    return {name: train(SPECS, config, STEPS, rank, world_size) for name, config in runs.items()}
+    return {name: train(run, STEPS, rank, world_size) for name, run in runs.items()}
 
 
-def train(specs: dict[str, TableSpec], config: Embeddings, steps: int, rank: int, world_size: int) -> dict[str, Any]:
-    """Trains through TrainPipelineSparseDist; this rank's shards before and after, and what was pipelined."""
-    sharded, plan = build(specs, config, rank, world_size)
+def train(run: Run, steps: int, rank: int, world_size: int) -> dict[str, Any]:
+    """Trains through TrainPipelineSparseDist; this rank's shards before and after, what was pipelined, bytes sent."""
+    specs = run.specs
+    sharded, plan = build(run, rank, world_size)
+    frozen = [state for name in specs if specs[name].frozen for state in _states(sharded, name)]
+    for state in frozen:
+        state.fill_(FROZEN_STATE)
     before = local_shards(sharded, specs)
     dense = torch.optim.SGD([p for n, p in sharded.named_parameters() if ".dense." in n], lr=LR_DENSE)
     pipeline: Any = TrainPipelineSparseDist(sharded, dense, torch.device("cpu"))
     batches = iter([_batch(specs, step, rank, world_size) for step in range(steps)])
     losses = []
-    for _ in range(steps):
-        losses.append(float(pipeline.progress(batches)))
+    with counted_bytes() as sent:
+        for _ in range(steps):
+            losses.append(float(pipeline.progress(batches)))
     return {
         "before": before,
         "after": local_shards(sharded, specs),
@@ -177,12 +219,21 @@ def train(specs: dict[str, TableSpec], config: Embeddings, steps: int, rank: int
         "pipelined": len(pipeline._pipelined_modules),
         "collections": len(Tables(specs).collections),
         "states": _state_rows(sharded, specs),
+        "frozen_states": [state.clone() for state in frozen],
+        "sent": sum(size for dtype, size in sent.items() if dtype not in {torch.int32, torch.int64}),
         "placements": {
             name: [(s.shard_offsets, s.shard_sizes, s.placement.rank()) for s in parameter.sharding_spec.shards]
             for module_plan in plan.plan.values()
             for name, parameter in module_plan.items()
         },
     }
+
+
+def _states(sharded: DistributedModelParallel, table: str) -> list[torch.Tensor]:
+    """This rank's parts of a table's optimizer state: the very memory."""
+    states = sharded.fused_optimizer.state_dict()["state"]
+    (found,) = [state for key, state in states.items() if key.endswith(f".{module_name(table)}.weight")]
+    return [shard.tensor for value in found.values() for shard in value.local_shards()]
 
 
 def _state_rows(sharded: DistributedModelParallel, specs: dict[str, TableSpec]) -> dict[str, list[tuple[int, int]]]:
@@ -213,13 +264,15 @@ def _kjts(specs: dict[str, TableSpec], rows: dict[str, torch.Tensor]) -> dict[st
 
 
 def reference(
-    specs: dict[str, TableSpec], config: Embeddings, steps: int, world_size: int, column_shards: dict[str, int]
+    specs: dict[str, TableSpec], steps: int, world_size: int, column_shards: dict[str, int]
 ) -> dict[str, torch.Tensor]:
     """Plain torch in one process on the same global batches: index_select on whole tables, FBGEMM's update rules by
-    hand. column_shards {table: n}: one row-wise state for each of its n column shards."""
-    weights = {name: torch.empty(table.rows, table.width) for name, table in specs.items()}
+    hand. column_shards {table: n}: one row-wise state for each of its n column shards. Weights are float32 that the
+    table's dtype has."""
+    weights = {name: torch.empty(table.rows, table.width, dtype=table.torch_dtype) for name, table in specs.items()}
     for name, table in specs.items():
         fill(weights[name], table, 5)
+    weights = {name: weight.float() for name, weight in weights.items()}
     states = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     head = Head(list(specs))
     seeded_dense(head)
@@ -239,27 +292,38 @@ def reference(
         dense.zero_grad()
         for name, weight in weights.items():
             grad = weight.grad if weight.grad is not None else torch.zeros_like(weight)
-            weights[name] = _updated(weight.detach(), grad, states[name], config, column_shards.get(name, 1))
+            seen = torch.unique(torch.cat([rows[name] for rows in per_rank]))
+            updated = _updated(weight.detach(), grad, states[name], specs[name], column_shards.get(name, 1), seen)
+            weights[name] = updated.to(specs[name].torch_dtype).float()
     return weights
 
 
 def _updated(
-    weight: torch.Tensor, grad: torch.Tensor, state: torch.Tensor, config: Embeddings, column_shards: int
+    weight: torch.Tensor,
+    grad: torch.Tensor,
+    state: torch.Tensor,
+    spec: TableSpec,
+    column_shards: int,
+    seen: torch.Tensor,
 ) -> torch.Tensor:
-    if config.optimizer == "sgd":
-        return weight - config.lr * grad
+    if spec.frozen:
+        return weight
+    if spec.optimizer == "sgd":
+        return weight - spec.lr * grad
+    if spec.weight_decay:
+        grad = grad.index_add(0, seen, weight[seen], alpha=spec.weight_decay)
     square = grad.square()
-    if config.optimizer == "rowwise_adagrad":
+    if spec.optimizer == "rowwise_adagrad":
         parts = square.chunk(column_shards, dim=1)
         square = torch.cat([part.mean(1, keepdim=True).expand_as(part) for part in parts], dim=1)
     state += square
-    return weight - config.lr * grad / (state.sqrt() + config.eps)
+    return weight - spec.lr * grad / (state.sqrt() + spec.eps)
 
 
 def touched_on_ranks(rank: int, world_size: int) -> dict[str, Any]:
     """Three steps, a generation ended after the second, then an evaluation: what was marked, and the rows at the
     start, after two steps and at the end."""
-    sharded, _ = build(SPECS, RUNS["adagrad"], rank, world_size)
+    sharded, _ = build(RUNS["adagrad"], rank, world_size)
     touched = watch_rows(sharded, SPECS)
     start = local_shards(sharded, SPECS)
     dense = torch.optim.SGD([p for n, p in sharded.named_parameters() if ".dense." in n], lr=LR_DENSE)

@@ -91,6 +91,11 @@ def test_plan_tells_what_does_not_fit():
     assert "Traceback" not in refused.stderr
 
 
+def test_plan_refuses_tables_that_the_device_cannot_train():
+    done = tokenformer("plan", "--config", QUICK, "--device", "cpu", "--embeddings.dtype", "bf16")
+    assert_refused(done, 2, "dtype = 'bf16' on cpu → FBGEMM trains bf16 tables on CUDA only → dtype = 'fp16'")
+
+
 def test_train_says_what_is_wrong_with_the_data_and_leaves_nothing(tmp_path):
     rows = tmp_path / "rows" / "dt=2026-11-20"
     rows.mkdir(parents=True)
