@@ -117,14 +117,27 @@ def test_weight_decay_is_refused_where_fbgemm_has_none(optimizer: str) -> None:
 
 
 def test_what_only_cuda_has_is_refused_on_cpu_all_at_once_with_what_cpu_has() -> None:
-    tables = {"item": {"dtype": "bf16", "optimizer": "adam"}, "city": {"optimizer": "rowwise_adam"}}
+    tables = {
+        "item": {"dtype": "bf16", "optimizer": "adam"},
+        "city": {"optimizer": "adam"},
+        "user_id": {"optimizer": "rowwise_adam"},
+    }
     config = _config(**tables)
     specs = table_specs(SCHEMA, config)
     check_device(specs, config, "cuda")
     with pytest.raises(PlanError) as caught:
         check_device(specs, config, "cpu")
-    remedies = [problem.rsplit("→ ", 1)[1] for problem in caught.value.problems]
-    assert remedies == ["optimizer = 'rowwise_adagrad'", "dtype = 'fp16', of the same size", "optimizer = 'adagrad'"]
+    asked, remedies = zip(*(problem.split(" on cpu → FBGEMM ") for problem in caught.value.problems), strict=True)
+    assert asked == (
+        "table 'user_id': optimizer = 'rowwise_adam'",
+        "tables 'city', 'item': optimizer = 'adam'",
+        "table 'item': dtype = 'bf16'",
+    )
+    assert [remedy.rsplit("→ ", 1)[1] for remedy in remedies] == [
+        "optimizer = 'rowwise_adagrad'",
+        "optimizer = 'adagrad'",
+        "dtype = 'fp16', of the same size",
+    ]
 
 
 def test_bf16_on_the_wire_is_fp16_on_cpu_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
