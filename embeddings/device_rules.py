@@ -21,7 +21,7 @@ def check_device(specs: dict[str, TableSpec], config: Embeddings, device: str) -
     refused: dict[str, list[str]] = {}
     for spec in specs.values():
         if spec.dtype == "bf16":
-            rule = f"dtype = 'bf16' on {device} → FBGEMM trains bf16 tables on CUDA only → dtype = 'fp16', of the same size"
+            rule = f"dtype = 'bf16' on {device} → FBGEMM has it on CUDA only → dtype = 'fp16', of the same size"
             refused.setdefault(rule, []).append(spec.name)
         if spec.optimizer in NEAREST:
             rule = (

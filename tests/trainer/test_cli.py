@@ -93,7 +93,7 @@ def test_plan_tells_what_does_not_fit():
 
 def test_plan_refuses_tables_that_the_device_cannot_train():
     done = tokenformer("plan", "--config", QUICK, "--world-size", "1", "--embeddings.dtype", "bf16")
-    assert_refused(done, 2, "dtype = 'bf16' on cpu → FBGEMM trains bf16 tables on CUDA only → dtype = 'fp16'")
+    assert_refused(done, 2, "dtype = 'bf16' on cpu → FBGEMM has it on CUDA only → dtype = 'fp16'")
     assert len(done.stderr.strip().splitlines()) == 1
 
 
