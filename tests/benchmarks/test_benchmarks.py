@@ -20,6 +20,13 @@ KEYS = {
     },
     "plan": {"serial_over_parallel", "sixteen_threads_over_parallel", "plan_seconds", "peak_mb"},
     "recording": {"over_unrecorded"},
+    "embeddings": {
+        "over_nn_embedding_sparse",
+        "over_nn_embedding_dense",
+        "bandwidth_share",
+        "unique_saves",
+        "unique_saves_bytes",
+    },
     "prepare": {
         "time_4_over_1",
         "time_16_over_4",
@@ -51,6 +58,7 @@ KEYS = {
     [
         "train_step",
         "plan",
+        pytest.param("embeddings", marks=pytest.mark.slow),
         pytest.param("recording", marks=pytest.mark.slow),
         pytest.param("prepare", marks=pytest.mark.slow),
         pytest.param("ingest", marks=pytest.mark.slow),
