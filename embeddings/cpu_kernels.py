@@ -7,6 +7,10 @@ checks. Loops over rows let go of the GIL and write no row twice, so that they c
 bit.
 
 D is a multiple of 4, and four numbers are loaded before any is stored: then LLVM makes one vector of them.
+
+Names: n looked-up rows, those of one feature after the other · F features · D columns · borders_F int64 [F + 1], where
+each feature's rows begin, and n · weights_F, states_F int64 [F], addresses of its table's first row · sizes_F int64
+[F], its rows. A thousand features cost no more than one.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from pipelines.compiled import inline, int32_at, int64_at, kernel
+from pipelines.compiled import I32, I64, inline, int32_at, int64_at, kernel
 
 PLACE, COUNT, FLAG, REAL = types.int64, types.int64, types.boolean, types.float32
 ALONE = np.int32(-1)  # this row occurs once
@@ -144,75 +148,95 @@ def fill_uniform(
             counter += np.uint64(4)
 
 
-@kernel(COUNT, COUNT, PLACE, PLACE, COUNT, COUNT, FLAG, PLACE, returns=types.int64)
-def gather(first: Any, last: Any, rows: Any, weights: Any, num_rows: Any, D: Any, half: Any, out: Any) -> Any:
-    """out[i] = weights[rows[i]] as float32, for i in first … last − 1. Returns the first i whose row does not exist,
-    −1 where there is none."""
+@inline
+def _feature(i: Any, borders_F: Any, f: Any) -> Any:
+    """The feature of row i, from f on."""
+    while i >= borders_F[f + 1]:
+        f += 1
+    return f
+
+
+@kernel(COUNT, COUNT, PLACE, I64, I64, I64, COUNT, FLAG, PLACE, returns=types.int64)
+def gather(
+    first: Any, last: Any, rows: Any, borders_F: Any, weights_F: Any, sizes_F: Any, D: Any, half: Any, out: Any
+) -> Any:
+    """out[i] = row rows[i] of its feature's table as float32, for i in first … last − 1. Returns the first i whose row
+    does not exist, −1 where there is none."""
     row_of = int64_at(rows)
-    size = 2 if half else 4
+    size, f = 2 if half else 4, 0
     for i in range(first, last):
+        f = _feature(i, borders_F, f)
         row = row_of[i]
-        if row < 0 or row >= num_rows:
+        if row < 0 or row >= sizes_F[f]:
             return i
-        if i + AHEAD < last:
-            _prefetch(weights + size * row_of[i + AHEAD] * D)
-        source, target = weights + size * row * D, out + 4 * i * D
+        if i + AHEAD < borders_F[f + 1]:
+            _prefetch(weights_F[f] + size * row_of[i + AHEAD] * D)
+        source, target = weights_F[f] + size * row * D, out + 4 * i * D
         for d in range(0, D, 4):
             a, b, c, e = _weights(source + size * d, half)
             _set_four(target + 4 * d, a, b, c, e)
     return -1
 
 
-@kernel(COUNT, PLACE, PLACE, COUNT, PLACE, COUNT, PLACE, PLACE, returns=types.int64)
-def merge(n: Any, rows: Any, grads: Any, D: Any, seen: Any, bits: Any, slots: Any, sums: Any) -> Any:
-    """Adds up the gradients of rows that occur more than once, in the order they occur in.
+@kernel(PLACE, PLACE, I64, COUNT, I32, PLACE, PLACE, returns=types.int64)
+def merge(rows: Any, grads: Any, borders_F: Any, D: Any, seen: Any, slots: Any, sums: Any) -> Any:
+    """Adds up the gradients of rows that occur more than once in a feature, in the order they occur in.
 
-    seen: int32 [2 ** bits] of zeros, at least twice n. slots: int32 [n] → ALONE; MERGED; or, at the first of several
-    occurrences, which of `sums`, float32 [≥ n // 2, D], holds the total. Returns how many of those there are.
+    seen: working memory, at least four times as long as the longest feature. slots: int32 [n] → ALONE; MERGED; or, at
+    the first of several occurrences, which of `sums`, float32 [≥ n // 2, D], holds the total. Returns how many of those
+    there are.
     """
-    row_of, slot, first_of = int64_at(rows), int32_at(slots), int32_at(seen)
-    shift, mask = np.uint64(64 - bits), (1 << bits) - 1
+    row_of, slot = int64_at(rows), int32_at(slots)
     used = 0
-    for i in range(n):
-        row = row_of[i]
-        place = np.int64((np.uint64(row) * GOLDEN) >> shift)
-        while first_of[place] != 0 and row_of[first_of[place] - 1] != row:
-            place = (place + 1) & mask
-        if first_of[place] == 0:
-            first_of[place] = i + 1
-            slot[i] = ALONE
-            continue
-        first = np.int64(first_of[place] - 1)
-        if slot[first] == ALONE:
-            slot[first] = used
+    for f in range(len(borders_F) - 1):
+        begin, end = borders_F[f], borders_F[f + 1]
+        shift, places = np.uint64(63), 2
+        while places < 2 * (end - begin):
+            places *= 2
+            shift -= np.uint64(1)
+        seen[:places] = -1
+        for i in range(begin, end):
+            row = row_of[i]
+            place = np.int64((np.uint64(row) * GOLDEN) >> shift)
+            while seen[place] >= 0 and row_of[begin + seen[place]] != row:
+                place = (place + 1) & (places - 1)
+            if seen[place] < 0:
+                seen[place] = i - begin
+                slot[i] = ALONE
+                continue
+            first = begin + np.int64(seen[place])
+            if slot[first] == ALONE:
+                slot[first] = used
+                for d in range(0, 4 * D, 16):
+                    a, b, c, e = _four(grads + 4 * first * D + d)
+                    _set_four(sums + 4 * used * D + d, a, b, c, e)
+                used += 1
+            total = sums + 4 * np.int64(slot[first]) * D
             for d in range(0, 4 * D, 16):
-                a, b, c, e = _four(grads + 4 * first * D + d)
-                _set_four(sums + 4 * used * D + d, a, b, c, e)
-            used += 1
-        total = sums + 4 * np.int64(slot[first]) * D
-        for d in range(0, 4 * D, 16):
-            a, b, c, e = _four(total + d)
-            g0, g1, g2, g3 = _four(grads + 4 * i * D + d)
-            _set_four(total + d, a + g0, b + g1, c + g2, e + g3)
-        slot[i] = MERGED
+                a, b, c, e = _four(total + d)
+                g0, g1, g2, g3 = _four(grads + 4 * i * D + d)
+                _set_four(total + d, a + g0, b + g1, c + g2, e + g3)
+            slot[i] = MERGED
     return used
 
 
-UPDATE = (COUNT, COUNT, PLACE, PLACE, PLACE, PLACE, PLACE, COUNT, FLAG, PLACE, REAL, REAL, REAL)
+UPDATE = (COUNT, COUNT, PLACE, PLACE, PLACE, PLACE, I64, I64, I64, COUNT, FLAG, REAL, REAL, REAL)
 
 
 @kernel(*UPDATE)
 def sgd(
-    first: Any, last: Any, rows: Any, grads: Any, slots: Any, sums: Any, weights: Any, D: Any, half: Any, _state: Any,
-    lr: Any, _eps: Any, _decay: Any,
+    first: Any, last: Any, rows: Any, grads: Any, slots: Any, sums: Any, borders_F: Any, weights_F: Any,
+    _states_F: Any, D: Any, half: Any, lr: Any, _eps: Any, _decay: Any,
 ) -> None:  # fmt: skip
     """w −= lr · g, for occurrences first … last − 1."""
     row_of, slot = int64_at(rows), int32_at(slots)
-    size = 2 if half else 4
+    size, f = 2 if half else 4, 0
     for i in range(first, last):
         if slot[i] == MERGED:
             continue
-        if i + AHEAD < last:
+        f = _feature(i, borders_F, f)
+        weights = weights_F[f]
+        if i + AHEAD < borders_F[f + 1]:
             _prefetch(weights + size * row_of[i + AHEAD] * D)
         g = grads + 4 * i * D if slot[i] == ALONE else sums + 4 * np.int64(slot[i]) * D
         w = weights + size * row_of[i] * D
@@ -224,16 +248,18 @@ def sgd(
 
 @kernel(*UPDATE)
 def adagrad(
-    first: Any, last: Any, rows: Any, grads: Any, slots: Any, sums: Any, weights: Any, D: Any, half: Any, state: Any,
-    lr: Any, eps: Any, _decay: Any,
+    first: Any, last: Any, rows: Any, grads: Any, slots: Any, sums: Any, borders_F: Any, weights_F: Any,
+    states_F: Any, D: Any, half: Any, lr: Any, eps: Any, _decay: Any,
 ) -> None:  # fmt: skip
     """s += g², w −= lr · g ÷ (√s + eps); s float32 [rows, D]."""
     row_of, slot = int64_at(rows), int32_at(slots)
-    size = 2 if half else 4
+    size, f = 2 if half else 4, 0
     for i in range(first, last):
         if slot[i] == MERGED:
             continue
-        if i + AHEAD < last:
+        f = _feature(i, borders_F, f)
+        weights, state = weights_F[f], states_F[f]
+        if i + AHEAD < borders_F[f + 1]:
             _prefetch(weights + size * row_of[i + AHEAD] * D)
             _prefetch(state + 4 * row_of[i + AHEAD] * D)
         g = grads + 4 * i * D if slot[i] == ALONE else sums + 4 * np.int64(slot[i]) * D
@@ -253,16 +279,18 @@ def adagrad(
 
 @kernel(*UPDATE)
 def rowwise_adagrad(
-    first: Any, last: Any, rows: Any, grads: Any, slots: Any, sums: Any, weights: Any, D: Any, half: Any, state: Any,
-    lr: Any, eps: Any, decay: Any,
+    first: Any, last: Any, rows: Any, grads: Any, slots: Any, sums: Any, borders_F: Any, weights_F: Any,
+    states_F: Any, D: Any, half: Any, lr: Any, eps: Any, decay: Any,
 ) -> None:  # fmt: skip
     """g += decay · w, s += mean(g²), w −= lr · g ÷ (√s + eps); s float32 [rows]."""
     row_of, slot = int64_at(rows), int32_at(slots)
-    size = 2 if half else 4
+    size, f = 2 if half else 4, 0
     for i in range(first, last):
         if slot[i] == MERGED:
             continue
-        if i + AHEAD < last:
+        f = _feature(i, borders_F, f)
+        weights, state = weights_F[f], states_F[f]
+        if i + AHEAD < borders_F[f + 1]:
             _prefetch(weights + size * row_of[i + AHEAD] * D)
             _prefetch(state + 4 * row_of[i + AHEAD])
         g = grads + 4 * i * D if slot[i] == ALONE else sums + 4 * np.int64(slot[i]) * D

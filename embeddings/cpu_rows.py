@@ -21,6 +21,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from embeddings.cpu_kernels import UPDATES, gather, merge
+from pipelines.batch import Int64
 
 RULES = {
     EmbOptimType.EXACT_SGD: "sgd",
@@ -39,113 +40,115 @@ def use_cpu_rows(module: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class _Shard:
-    """One table's part: addresses of its first row's weights and state, rows, columns, whether float16."""
+class _Shards:
+    """The tables' parts that a module holds, by feature: addresses of their first rows' weights and states, rows."""
 
-    weights: int
-    state: int
-    rows: int
-    columns: int
-    half: bool
+    weights_F: Int64
+    states_F: Int64
+    sizes_F: Int64
+
+
+@dataclass(frozen=True)
+class _LookedUp:
+    """rows: int64 [n], one feature after the other. borders_F: int64 [F + 1], where each begins, and n."""
+
+    rows: torch.Tensor
+    borders_F: Int64
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 class CpuRows:
-    """Stands in for the forward of one FBGEMM module, which holds several tables of one optimizer and dtype."""
+    """Stands in for the forward of one FBGEMM module, which holds several tables of one optimizer, dtype and width."""
 
     def __init__(self, tables: SplitTableBatchedEmbeddingBagsCodegen) -> None:
         self._tables = tables
-        self.update = UPDATES[RULES[tables.optimizer]]
+        self._update = UPDATES[RULES[tables.optimizer]]
+        self._shards: tuple[tuple[int, int], _Shards] | None = None
+        self._half = tables.weights_host.dtype is torch.float16
+        self.columns = int(tables.embedding_specs[0][1])
+        assert {spec[1] for spec in tables.embedding_specs} == {self.columns}
 
     def __call__(self, indices: torch.Tensor, offsets: torch.Tensor, **_unused: Any) -> torch.Tensor:
         """indices int64 [n]: rows of one feature after the other. offsets int64 [features · B + 1]. Returns float32
-        [n, D]. Its backward updates the rows."""
-        looked_up: torch.Tensor = _Lookup.apply(  # type: ignore[no-untyped-call]
-            self._tables.weights_host, self, indices.contiguous(), self._borders(offsets)
-        )
+        [n, D]. Its backward updates the rows. Raises IndexError for a row that a table does not have."""
+        samples = max(1, (len(offsets) - 1) // len(self._tables.feature_table_map))
+        asked = _LookedUp(indices.contiguous(), offsets[::samples].contiguous().numpy())
+        looked_up: torch.Tensor = _Lookup.apply(self._tables.weights_host, self, asked)  # type: ignore[no-untyped-call]
         return looked_up
 
-    def shards(self) -> list[_Shard]:
-        """By feature. Addresses are asked for anew each time: loading a checkpoint may move the memory."""
-        tables = self._tables
-        weights, state = tables.weights_host, tables.momentum1_host
-        half = weights.dtype is torch.float16
-        found = []
-        for table in tables.feature_table_map:
-            rows, columns = tables.embedding_specs[table][:2]
-            place = weights.data_ptr() + weights.element_size() * tables.weights_physical_offsets[table]
-            place_of_state = 0
-            if tables.optimizer is not EmbOptimType.EXACT_SGD:  # which has none; others' are float32
-                place_of_state = state.data_ptr() + 4 * tables.momentum1_physical_offsets[table]
-            found.append(_Shard(place, place_of_state, rows, columns, half))
-        return found
+    def look_up(self, asked: _LookedUp) -> torch.Tensor:
+        """float32 [n, D]."""
+        # Not torch.empty, which deterministic mode fills first.
+        out = np.empty((len(asked), self.columns), np.float32)
+        shards, place, source = self.shards(), out.ctypes.data, asked.rows.data_ptr()
 
-    def settings(self) -> tuple[float, float, float]:
+        def part(first: int, last: int) -> None:
+            bad = gather(
+                first, last, source, asked.borders_F, shards.weights_F, shards.sizes_F, self.columns, self._half, place
+            )
+            if bad >= 0:
+                feature = int(np.searchsorted(asked.borders_F, bad, side="right")) - 1
+                raise IndexError(
+                    f"row {int(asked.rows[bad])} was looked up in a table that has {shards.sizes_F[feature]} here"
+                )
+
+        in_threads(part, len(asked))
+        return torch.from_numpy(out)
+
+    def update(self, asked: _LookedUp, grads: torch.Tensor) -> None:
+        """One step of the optimizer with grads float32 [n, D], those of one row added up first."""
+        count, shards = len(asked), self.shards()
+        longest = int(np.diff(asked.borders_F).max(initial=0))
+        seen, slots = np.empty(4 * longest + 2, np.int32), np.empty(count, np.int32)
+        sums = np.empty((count // 2 + 1, self.columns), np.float32)
+        places = asked.rows.data_ptr(), grads.data_ptr(), slots.ctypes.data, sums.ctypes.data
+        merge(places[0], places[1], asked.borders_F, self.columns, seen, *places[2:])
+        settings = self._settings()
+
+        def part(first: int, last: int) -> None:
+            self._update(
+                first, last, *places, asked.borders_F, shards.weights_F, shards.states_F, self.columns, self._half,
+                *settings,
+            )  # fmt: skip
+
+        in_threads(part, count)
+
+    def shards(self) -> _Shards:
+        """Made anew where the memory has moved, as loading a checkpoint may do."""
+        tables = self._tables
+        bases = tables.weights_host.data_ptr(), tables.momentum1_host.data_ptr()
+        if self._shards is None or self._shards[0] != bases:
+            of_feature = tables.feature_table_map
+            size = tables.weights_host.element_size()
+            # sgd has no state; others' are float32
+            offsets = None if tables.optimizer is EmbOptimType.EXACT_SGD else tables.momentum1_physical_offsets
+            weights = [bases[0] + size * tables.weights_physical_offsets[table] for table in of_feature]
+            states = [bases[1] + 4 * offsets[table] if offsets else 0 for table in of_feature]
+            sizes = [tables.embedding_specs[table][0] for table in of_feature]
+            found = _Shards(*(np.array(values, np.int64) for values in (weights, states, sizes)))
+            self._shards = (bases, found)
+        return self._shards[1]
+
+    def _settings(self) -> tuple[float, float, float]:
         """(learning rate, eps, L2 weight decay) as they are now."""
         arguments = self._tables.optimizer_args
         decays = arguments.weight_decay_mode == WeightDecayMode.L2.value
         return float(self._tables.get_learning_rate()), arguments.eps, arguments.weight_decay if decays else 0.0
 
-    def _borders(self, offsets: torch.Tensor) -> list[int]:
-        """Where each feature's rows begin, and the end."""
-        features = len(self._tables.feature_table_map)
-        borders: list[int] = offsets[:: max(1, (len(offsets) - 1) // features)].tolist()
-        return borders
-
 
 class _Lookup(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, _weights: torch.Tensor, rows: CpuRows, indices: torch.Tensor, borders: list[int]
-    ) -> torch.Tensor:
-        ctx.rows, ctx.borders = rows, borders
-        ctx.save_for_backward(indices)
-        shards = rows.shards()
-        # Not torch.empty, which deterministic mode fills first.
-        out = np.empty((len(indices), shards[0].columns), np.float32)
-        for shard, begin, end in zip(shards, borders, borders[1:], strict=False):
-            _gather(shard, indices.data_ptr() + 8 * begin, end - begin, out[begin:end])
-        return torch.from_numpy(out)
+    def forward(ctx: Any, _weights: torch.Tensor, rows: CpuRows, asked: _LookedUp) -> torch.Tensor:
+        ctx.rows, ctx.asked = rows, asked
+        return rows.look_up(asked)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grads: torch.Tensor) -> tuple[None, None, None, None]:
-        (indices,) = ctx.saved_tensors
-        rows: CpuRows = ctx.rows
-        grads = grads.to(torch.float32).contiguous()
-        settings = rows.settings()
-        for shard, begin, end in zip(rows.shards(), ctx.borders, ctx.borders[1:], strict=False):
-            if end > begin:
-                place = indices.data_ptr() + 8 * begin, grads.data_ptr() + 4 * begin * shard.columns
-                _update(rows.update, shard, end - begin, *place, settings)
-        return None, None, None, None
-
-
-def _gather(shard: _Shard, rows: int, count: int, out: np.ndarray[Any, Any]) -> None:
-    place = out.ctypes.data
-
-    def part(first: int, last: int) -> None:
-        bad = gather(first, last, rows, shard.weights, shard.rows, shard.columns, shard.half, place)
-        if bad >= 0:
-            raise IndexError(f"the {bad + 1}. row looked up is none of the {shard.rows} that this table has here")
-
-    in_threads(part, count)
-
-
-def _update(
-    update: Callable[..., None], shard: _Shard, count: int, rows: int, grads: int, settings: tuple[float, float, float]
-) -> None:
-    bits = max(1, (2 * count - 1).bit_length())
-    seen, slots = np.zeros(1 << bits, np.int32), np.empty(count, np.int32)
-    sums = np.empty((count // 2 + 1, shard.columns), np.float32)
-    places = slots.ctypes.data, sums.ctypes.data
-    merge(count, rows, grads, shard.columns, seen.ctypes.data, bits, *places)
-
-    def part(first: int, last: int) -> None:
-        update(
-            first, last, rows, grads, *places, shard.weights, shard.columns, shard.half, shard.state, *settings
-        )  # fmt: skip
-
-    in_threads(part, count)
+    def backward(ctx: Any, grads: torch.Tensor) -> tuple[None, None, None]:
+        ctx.rows.update(ctx.asked, grads.to(torch.float32).contiguous())
+        return None, None, None
 
 
 def in_threads(part: Callable[[int, int], None], count: int) -> None:

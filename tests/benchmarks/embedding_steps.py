@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torchrec import KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
 
 from embeddings.config import Codec
@@ -18,7 +17,7 @@ from embeddings.optim import fuse_optimizer
 from embeddings.plan import make_plan
 from embeddings.sharders import sharders
 from embeddings.specs import TableSpec
-from embeddings.tables import Tables, group_kjts
+from embeddings.tables import Tables, group_kjts, key_order, rows_by_table
 from pipelines.unique_kernel import SCRATCH, _rank
 
 LR = 0.05
@@ -76,7 +75,6 @@ class OurTables:
     def __init__(
         self, specs: dict[str, TableSpec], forward_codec: Codec = "fp32", backward_codec: Codec = "fp32"
     ) -> None:
-        self.specs = specs
         tables = Tables(specs)
         fuse_optimizer(tables, specs)
         plan = make_plan(tables, specs, dist.get_world_size(), process_group=dist.group.WORLD)
@@ -84,11 +82,12 @@ class OurTables:
             tables, device=torch.device("cpu"), plan=plan, sharders=sharders(forward_codec, backward_codec)
         )
         initialise(self.sharded, specs, seed=1)
+        self.groups = key_order(tables)
 
     def step(self, fed: dict[str, Fed], gradients: dict[str, torch.Tensor]) -> None:
         """Forward, backward and update."""
-        kjts: dict[str, KeyedJaggedTensor] = group_kjts(self.specs, {name: each.unique for name, each in fed.items()})
-        rows = self.sharded(kjts)
+        kjts = group_kjts(self.groups, {name: each.unique.numpy() for name, each in fed.items()})
+        rows = rows_by_table(self.sharded(kjts), kjts)
         out = {}
         for name, each in fed.items():
             out[name] = rows[name] if each.inverse is None else rows[name].index_select(0, each.inverse)

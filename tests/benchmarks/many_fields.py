@@ -125,7 +125,7 @@ def ours(shape: Shape, fields: int, ready: list[Batch], runtime: Runtime) -> Con
     layout = make_layout(schema, specs)
     gate = GradientGate(runtime.gate)
     tables = Tables(specs)
-    fuse_optimizer(tables, config)
+    fuse_optimizer(tables, specs)
     model = Recommender(tables, Assemble(layout, gate), OurScorer(StandIn(shape, fields), gate))  # type: ignore[arg-type]
     plan = make_plan(model, specs, runtime.world_size, process_group=runtime.tables)
     env = ShardingEnv.from_process_group(runtime.tables)
@@ -145,7 +145,7 @@ def stock(shape: Shape, fields: int, ready: list[Batch], runtime: Runtime) -> Co
     schema, config = field_schema(fields), field_embeddings(shape, fields)
     specs = table_specs(schema, config)
     model = StockModel(specs, make_layout(schema, specs).table_of, StandIn(shape, fields))
-    fuse_optimizer(model.tables, config)
+    fuse_optimizer(model.tables, specs)
     plan = make_plan(model, specs, runtime.world_size, process_group=runtime.tables)
     env = ShardingEnv.from_process_group(runtime.tables)
     sharder: Any = EmbeddingCollectionSharder()

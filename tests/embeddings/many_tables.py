@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from torchrec import KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel, TrainPipelineSparseDist
 from torchrec.streamable import Pipelineable
 
-from embeddings.config import Embeddings
 from embeddings.init import fill, initialise
 from embeddings.optim import fuse_optimizer
 from embeddings.plan import make_plan
@@ -36,7 +35,8 @@ KINDS: tuple[dict[str, Any], ...] = (
 
 def many_specs(count: int) -> dict[str, TableSpec]:
     """Kinds in turn, so that no group's order is the order of its plan. 9 to 21 rows each."""
-    return {f"t{k}": spec(f"t{k}", rows=9 + 3 * (k % 5), **KINDS[k % len(KINDS)]) for k in range(count)}
+    tables = [spec(f"t{k}", rows=9 + 3 * (k % 5), **KINDS[k % len(KINDS)]) for k in range(count)]
+    return {table.name: replace(table, optimizer="sgd", lr=0.5) for table in tables}
 
 
 @dataclass
@@ -98,7 +98,7 @@ def look_up(rank: int, world_size: int, count: int) -> dict[str, Any]:
     found = {}
     for order in ("planned", "given"):
         model = Many(specs)
-        fuse_optimizer(model.tables, Embeddings(optimizer="sgd", lr=0.5))
+        fuse_optimizer(model.tables, specs)
         plan = make_plan(model, specs, world_size, process_group=dist.group.WORLD)
         sharded = DistributedModelParallel(model, device=torch.device("cpu"), plan=plan, sharders=sharders())
         initialise(sharded, specs, SEED)
