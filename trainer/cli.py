@@ -7,6 +7,7 @@ import sys
 import click
 
 from trainer.cli_boundary import guarded
+from trainer.cli_checkpoint import checkpoint
 from trainer.cli_data import data
 
 # Options of the form --section.key belong to the run file, not to click.
@@ -23,6 +24,7 @@ def cli() -> None:
 
 
 cli.add_command(data)
+cli.add_command(checkpoint)
 
 
 @cli.command(context_settings=OVERRIDES, epilog=OVERRIDES_HELP)

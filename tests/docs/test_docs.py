@@ -34,6 +34,7 @@ NOT_RUN = {
     "tokenformer data prepare --config run.toml": "needs somebody's log; tests/pipelines/test_prepare_change.py",
     "python -c": "needs somebody's flat file, or bad rows",
     "tokenformer audit": "shows a run that was killed, and one whose record was cut; tests/trainer/test_audit.py",
+    "tokenformer checkpoint": "needs a run with several checkpoints; tests/trainer/test_checkpoint_verbs.py",
 }
 SHIM = """#!/bin/sh
 exec "{python}" -P -c "from trainer.cli import main; main()" "$@"

@@ -48,10 +48,11 @@ def test_help_is_quick_and_imports_nothing_heavy():
 
 
 def test_every_verb_answers_help_and_can_be_imported():
-    verbs = {"data", "train", "plan", "doctor", "evaluate", "audit"}
+    verbs = {"data", "train", "plan", "doctor", "evaluate", "audit", "checkpoint"}
     assert set(cli.commands) == verbs
     assert set(cli.commands["data"].commands) == {"synth", "movielens", "prepare", "inspect", "profile", "compare"}
-    for verb in ["train", "plan", "evaluate", "audit", "data synth"]:
+    assert set(cli.commands["checkpoint"].commands) == {"list", "verify", "diff", "reshard", "unshard"}
+    for verb in ["train", "plan", "evaluate", "audit", "data synth", "checkpoint list"]:
         assert tokenformer(*verb.split(), "--help").returncode == 0
 
 

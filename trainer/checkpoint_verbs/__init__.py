@@ -1,0 +1,1 @@
+"""`tokenformer checkpoint …`: looking at checkpoints, and turning them into other files."""
