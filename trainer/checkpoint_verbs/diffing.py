@@ -20,7 +20,7 @@ from trainer.checkpoint.reading import SavedTensors
 from trainer.checkpoint.state import CheckpointState, schema_differences
 from trainer.checkpoint_verbs.output import file_name, new_folder
 from trainer.checkpoint_verbs.row_files import RowFile
-from trainer.checkpoint_verbs.saved_tables import RawIds, raw_ids, row_blocks, vectors
+from trainer.checkpoint_verbs.saved_tables import RawIds, SavedTable, row_blocks
 from trainer.run_dir import write_atomic
 
 DENSE = "dense/"
@@ -140,9 +140,10 @@ def _incomparable(before: TableSpec | None, spec: TableSpec) -> str:
 def _table(a: Side, b: Side, spec: TableSpec, before: TableSpec, write: Callable[..., None] | None) -> TableChange:
     change = TableChange(spec.name, spec.rows)
     total = 0.0
+    table_a, table_b = SavedTable(a.saved, before), SavedTable(b.saved, spec)
     for block in row_blocks(spec.rows, spec.width):
-        old, new = vectors(a.saved, before, block), vectors(b.saved, spec, block)
-        old_ids, new_ids = raw_ids(a.saved, before, block), raw_ids(b.saved, spec, block)
+        old, new = table_a.vectors(block), table_b.vectors(block)
+        old_ids, new_ids = table_a.raw_ids(block), table_b.raw_ids(block)
         other = (old_ids.known != new_ids.known) | (new_ids.known & (old_ids.ids != new_ids.ids))
         changed = np.flatnonzero((old.view(torch.int32) != new.view(torch.int32)).any(1).numpy() | other)
         if not len(changed):

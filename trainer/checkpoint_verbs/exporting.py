@@ -24,12 +24,14 @@ import torch
 from safetensors.torch import save_file
 
 from embeddings.specs import TableSpec
+from trainer.checkpoint.folder import name_of
 from trainer.checkpoint.reading import SavedTensors
 from trainer.checkpoint.state import CheckpointState
 from trainer.checkpoint_verbs.export_schema import borders, model_json, readme, schema_json
 from trainer.checkpoint_verbs.output import file_name, new_folder
 from trainer.checkpoint_verbs.row_files import ID_MAP, RowFile
-from trainer.checkpoint_verbs.saved_tables import raw_ids, row_blocks, vectors
+from trainer.checkpoint_verbs.saved_tables import SavedTable, row_blocks
+from trainer.checkpoint_verbs.source import check_files
 from trainer.config import Config
 from trainer.errors import CheckpointError
 
@@ -53,7 +55,7 @@ def export(
 
     Raises CheckpointError where a file is not what was committed, ConfigError where `out` is there and not empty.
     """
-    saved.check_files()
+    check_files(saved)
     with new_folder(out) as folder:
         (folder / "tables").mkdir()
         ids = {}
@@ -66,25 +68,26 @@ def export(
         tower = _tower(saved)
         save_file(tower, folder / "tower.safetensors")
         exported = {name: specs[name] for name in only}
-        _write_json(folder / "schema.json", schema_json(state, config, specs, exported, saved.path.name))
+        _write_json(folder / "schema.json", schema_json(state, config, specs, exported, name_of(saved.path)))
         _write_json(folder / "borders.json", borders(config.schema))
         _write_json(folder / "model.json", model_json(config, specs))
-        (folder / "README.md").write_text(readme(state, specs, exported, saved.path.name), encoding="utf-8")
+        (folder / "README.md").write_text(readme(state, specs, exported, name_of(saved.path)), encoding="utf-8")
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return Exported({n: specs[n].rows for n in only}, ids, sum(tensor.numel() for tensor in tower.values()), size)
 
 
 def _write_rows(saved: SavedTensors, spec: TableSpec, path: Path) -> None:
+    table = SavedTable(saved, spec)
     with RowFile(path, spec.width) as file:
         for block in row_blocks(spec.rows, spec.width):
-            file.write(np.arange(block.start, block.stop), raw_ids(saved, spec, block), vectors(saved, spec, block))
+            file.write(np.arange(block.start, block.stop), table.raw_ids(block), table.vectors(block))
 
 
 def _write_ids(saved: SavedTensors, spec: TableSpec, path: Path) -> int:
-    count = 0
+    table, count = SavedTable(saved, spec), 0
     with pq.ParquetWriter(path, ID_MAP, compression="zstd", use_dictionary=False) as file:
         for block in row_blocks(spec.rows, spec.width):
-            ids = raw_ids(saved, spec, block)
+            ids = table.raw_ids(block)
             rows = np.flatnonzero(ids.known)
             count += len(rows)
             if len(rows):

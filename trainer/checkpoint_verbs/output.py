@@ -20,6 +20,10 @@ def new_folder(out: str) -> Iterator[Path]:
 
     Raises ConfigError where `out` is there and not an empty folder.
     """
+    if "://" in out:
+        raise ConfigError(
+            f"output {out} → it is written to a folder of this machine → name one, and copy it from there"
+        )
     target = Path(out).absolute()
     try:
         with fresh_folder(target) as work:

@@ -40,7 +40,7 @@ def print_list(found: list[Listed]) -> None:
     print_table(headings, map(_listed, found), right={0, 2, 5, 6})
     for listed in found:
         if listed.problem:
-            click.echo(f"{listed.path.name} is not complete: {listed.problem}")
+            click.echo(f"{listed.name} is not complete: {listed.problem}")
     lineage = next((listed.resumed_from for listed in reversed(found) if not listed.problem), ())
     if lineage:
         click.echo(f"the newest went on from {' → '.join(lineage)}")
@@ -64,7 +64,7 @@ def _listed(listed: Listed) -> tuple[str, ...]:
     when = datetime.fromtimestamp(listed.time, UTC)
     return (
         str(listed.step),
-        listed.kind,
+        f"{listed.kind} over {listed.base}" if listed.base else listed.kind,
         f"{listed.examples:,}",
         "–" if position is None else f"{position.name} · epoch {position.epoch} · batch {position.batch}",
         f"{when:%Y-%m-%d %H:%M:%S}",

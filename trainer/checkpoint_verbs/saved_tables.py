@@ -19,7 +19,7 @@ from trainer.checkpoint.reading import SavedTensors
 from trainer.config import Config
 from trainer.errors import CheckpointError
 
-BLOCK_BYTES = 1 << 24  # of float32 rows, read and written at a time
+BLOCK_BYTES = 1 << 23  # of float32 rows, read and written at a time
 RESERVED = {MISSING_ROW: "missing", UNKNOWN_ROW: "unknown"}
 
 
@@ -46,9 +46,23 @@ def checked_specs(saved: SavedTensors, config: Config) -> dict[str, TableSpec]:
                 f"checkpoint {saved.path}: table {name!r} {held}, the run file says {spec.rows:,} × {spec.width} → "
                 "they must agree → use the run's own config.toml"
             )
+        if spec.is_bucketed and not problems:
+            problems += _map_problems(saved, spec)
     if problems:
         raise CheckpointError(problems)
     return specs
+
+
+def _map_problems(saved: SavedTensors, spec: TableSpec) -> list[str]:
+    record = saved.tensors.get(f"id_maps/{spec.name}/ids")
+    shape = [spec.buckets, spec.rows_per_bucket]
+    if record is not None and record.size == shape:
+        return []
+    held = "no id map" if record is None else f"an id map of {record.size[0]} buckets"
+    return [
+        f"checkpoint {saved.path}: table {spec.name!r} has {held} in it, the run file says {spec.buckets} buckets → "
+        "they must agree → use the run's own config.toml"
+    ]
 
 
 def chosen(specs: dict[str, TableSpec], names: str | None) -> dict[str, TableSpec]:
@@ -72,34 +86,39 @@ def row_blocks(rows: int, width: int) -> Iterator[range]:
         yield range(first, min(rows, first + step))
 
 
-def vectors(saved: SavedTensors, spec: TableSpec, block: range) -> torch.Tensor:
-    """float32 [N, W] of rows of a table; FP16 and BF16 are widened, which loses nothing."""
-    return saved.read(f"tables/{spec.name}/weight", (block.start, 0), (len(block), spec.width)).float()
+class SavedTable:
+    """Reads one table of a checkpoint, block by block in order."""
 
+    def __init__(self, saved: SavedTensors, spec: TableSpec) -> None:
+        self._saved = saved
+        self.spec = spec
+        self._bucket = -1, np.empty(0, np.int64)  # the one read last
 
-def raw_ids(saved: SavedTensors, spec: TableSpec, block: range) -> RawIds:
-    """Raw ids of rows of a table, as far as its mapping knows them."""
-    rows = np.arange(block.start, block.stop)
-    free = rows >= RESERVED_ROWS
-    if spec.mapping == "identity":
-        return RawIds(rows - RESERVED_ROWS, free)
-    if not spec.is_bucketed:
-        return RawIds(np.zeros(len(rows), np.int64), np.zeros(len(rows), np.bool_))
-    ids = mapped_ids(saved, spec.name, block)
-    return RawIds(ids, free & (ids != MISSING_ID))
+    def vectors(self, block: range) -> torch.Tensor:
+        """float32 [N, W]; FP16 and BF16 are widened, which loses nothing."""
+        box = (block.start, 0), (len(block), self.spec.width)
+        return self._saved.read(f"tables/{self.spec.name}/weight", *box).float()
 
+    def raw_ids(self, block: range) -> RawIds:
+        """As far as the table's mapping knows them."""
+        rows = np.arange(block.start, block.stop)
+        free = rows >= RESERVED_ROWS
+        if self.spec.mapping == "identity":
+            return RawIds(rows - RESERVED_ROWS, free)
+        if not self.spec.is_bucketed:
+            return RawIds(np.zeros(len(rows), np.int64), np.zeros(len(rows), np.bool_))
+        ids = self._mapped(block)
+        return RawIds(ids, free & (ids != MISSING_ID))
 
-def mapped_ids(saved: SavedTensors, table: str, block: range) -> Int64:
-    """int64 [N]: what a table's id map holds for these rows, MISSING_ID where nothing. A bucket may be larger than a
-    block: no more is read than asked for."""
-    name = f"id_maps/{table}/ids"
-    size = saved.tensors[name].size[1]
-    parts = []
-    at = block.start
-    while at < block.stop:
-        bucket, slot = divmod(at, size)
-        whole = (block.stop - at) // size if slot == 0 else 0
-        sizes = (whole, size) if whole else (1, min(size - slot, block.stop - at))
-        parts.append(saved.read(name, (bucket, slot), sizes).reshape(-1).numpy())
-        at += len(parts[-1])
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+    def _mapped(self, block: range) -> Int64:
+        """int64 [N]: the ids that the map holds, MISSING_ID where none. Buckets are read whole, a large one once."""
+        size = self.spec.rows_per_bucket
+        first, last = block.start // size, -(-block.stop // size)
+        if last - first == 1 and self._bucket[0] == first:
+            ids = self._bucket[1]
+        else:
+            box = (first, 0), (last - first, size)
+            ids = self._saved.read(f"id_maps/{self.spec.name}/ids", *box).reshape(-1).numpy()
+            if last - first == 1:
+                self._bucket = first, ids
+        return ids[block.start - first * size : block.stop - first * size]

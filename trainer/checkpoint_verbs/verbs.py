@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from pathlib import Path
 
 import click
 
@@ -17,7 +16,10 @@ def show_list(run: str, as_json: bool) -> None:
     from trainer.checkpoint_verbs.listing import list_checkpoints  # noqa: PLC0415
     from trainer.checkpoint_verbs.printing import print_list  # noqa: PLC0415
 
-    found = list_checkpoints(source.find_run(run))
+    place = source.find_place(run)
+    if not place.found:
+        place.newest()  # says so
+    found = list_checkpoints(place)
     if as_json:
         click.echo(json.dumps([listed.to_json() for listed in found], indent=2))
     else:
@@ -39,30 +41,31 @@ def check(path: str | None, run: str | None, step: int | None, everything: bool)
         damages += verified.damages
         if not verified.damages:
             click.echo(
-                f"{found}: fine · step {verified.step:,} · {verified.files} files of {human_bytes(verified.bytes)} are "
-                f"as committed · {verified.tensors} tensors whole and finite · {verified.id_maps} id maps consistent"
+                f"{verified.name}: fine · {verified.kind}, step {verified.step:,} · {verified.files} files of "
+                f"{human_bytes(verified.bytes)} are as committed · {verified.tensors} tensors whole and finite · "
+                f"{verified.id_maps} id maps consistent"
             )
     if damages:
-        raise CheckpointError(damages)
+        raise CheckpointError(list(dict.fromkeys(damages)))
 
 
-def _to_verify(path: str | None, run: str | None, step: int | None, everything: bool) -> list[Path]:
+def _to_verify(path: str | None, run: str | None, step: int | None, everything: bool) -> list[source.Found]:
     if (path is None) == (run is None) or (run is None and (step is not None or everything)):
         raise ConfigError("checkpoint verify → takes PATH, or --run D with --step N or --all → give one of them")
     if step is not None and everything:
         raise ConfigError("checkpoint verify: both --step and --all → they exclude each other → leave one out")
-    if path is not None or run is None:
+    if run is None:
         return [source.find_checkpoint(path or "")]
-    of_run = source.find_run(run)
+    place = source.find_place(run)
     if step is not None:
-        return [source.checkpoint_of_step(of_run, step)]
+        return [place.of_step(step)]
     if not everything:
-        return [of_run.require_latest()]
-    of_run.require_latest()
-    for step_dir in of_run.step_dirs():
+        return [place.newest()]
+    place.newest()  # there is one
+    for step_dir in place.found:
         if not step_dir.complete:
             click.echo(f"{step_dir.path}: not complete, its writing was interrupted or goes on: not looked at")
-    return [step_dir.path for step_dir in of_run.step_dirs() if step_dir.complete]
+    return [source.Found(step_dir.path, place.run) for step_dir in place.found if step_dir.complete]
 
 
 def diff(a: str, b: str, out: str | None, run: str | None, config_path: str | None) -> None:
@@ -74,24 +77,25 @@ def diff(a: str, b: str, out: str | None, run: str | None, config_path: str | No
     with ExitStack() as opened:
         sides = []
         for argument in (a, b):
-            saved = opened.enter_context(source.open_checkpoint(_of_run(argument, run)))
-            saved.check_files()
-            specs = checked_specs(saved, source.config_of(saved, config_path))
+            found = _of_run(argument, run)
+            saved = opened.enter_context(source.open_checkpoint(found))
+            source.check_files(saved)
+            specs = checked_specs(saved, source.config_of(saved, found.run, config_path))
             sides.append(Side(saved, specs, source.state_of(saved)))
-        found = compare(sides[0], sides[1], out)
-    print_changes(found.tables, found.dense, found.dense_same)
-    for difference in found.schema:
+        comparison = compare(sides[0], sides[1], out)
+    print_changes(comparison.tables, comparison.dense, comparison.dense_same)
+    for difference in comparison.schema:
         click.echo(difference)
     written = f" · rows/ and summary.json written to {out}" if out else ""
-    click.echo(f"from step {found.steps[0]:,} to step {found.steps[1]:,}{written}")
+    click.echo(f"from step {comparison.steps[0]:,} to step {comparison.steps[1]:,}{written}")
 
 
-def _of_run(argument: str, run: str | None) -> Path:
+def _of_run(argument: str, run: str | None) -> source.Found:
     if run is None:
         return source.find_checkpoint(argument)
     if not argument.isdecimal():
         raise ConfigError(f"checkpoint diff: '{argument}' with --run → A and B are then steps of it → give numbers")
-    return source.checkpoint_of_step(source.find_run(run), int(argument))
+    return source.find_place(run).of_step(int(argument))
 
 
 def reshard(path: str, world_size: int, out: str, plan_path: str | None) -> None:
@@ -112,11 +116,11 @@ def unshard(path: str, out: str, tables: str | None, config_path: str | None) ->
     from trainer.checkpoint_verbs.exporting import export  # noqa: PLC0415
     from trainer.checkpoint_verbs.saved_tables import checked_specs, chosen  # noqa: PLC0415
 
-    with source.open_checkpoint(source.find_checkpoint(path)) as saved:
-        config = source.config_of(saved, config_path)
+    found = source.find_checkpoint(path)
+    with source.open_checkpoint(found) as saved:
+        config = source.config_of(saved, found.run, config_path)
         specs = checked_specs(saved, config)
-        only = list(chosen(specs, tables))
-        done = export(saved, source.state_of(saved), config, specs, only, out)
+        done = export(saved, source.state_of(saved), config, specs, list(chosen(specs, tables)), out)
     for name, rows in done.tables.items():
         known = f", {done.ids[name]:,} ids" if name in done.ids else ""
         click.echo(f"table {name}: {rows:,} rows{known}")

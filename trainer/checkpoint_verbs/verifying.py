@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,8 +15,9 @@ from pipelines.batch import Int64
 from pipelines.hashing import mix
 from pipelines.schema import MISSING_ID
 from trainer.checkpoint import manifest
+from trainer.checkpoint.folder import name_of
 from trainer.checkpoint.reading import SavedTensors
-from trainer.checkpoint_verbs.source import open_checkpoint, state_of
+from trainer.checkpoint_verbs.source import Found, check_files, open_checkpoint, state_of
 from trainer.errors import CheckpointError
 
 BLOCK_BYTES = 1 << 24
@@ -26,10 +26,12 @@ EXAMPLES = 3  # of what is wrong, in a line
 
 @dataclass(frozen=True)
 class Verified:
-    """What was looked at. damages: a line each, value → rule → remedy."""
+    """What was looked at. files, bytes: of the checkpoint and what it is built on. damages: a line each, value → rule →
+    remedy."""
 
-    path: Path
+    name: str
     step: int
+    kind: str
     files: int
     bytes: int
     tensors: int
@@ -37,25 +39,32 @@ class Verified:
     damages: list[str]
 
 
-def verify(path: Path) -> Verified:
+def verify(found: Found) -> Verified:
     """Reads every byte of a complete checkpoint. Raises CheckpointError where it cannot even be opened."""
-    with open_checkpoint(path) as saved:
+    with open_checkpoint(found) as saved:
         damages = _files(saved)
         id_maps = [name for name in saved.tensors if name.startswith("id_maps/") and name.endswith("/ids")]
         if not damages:  # else what the tensors hold is not to be believed
             damages = [*_whole(saved), *_shapes(saved), *_finite(saved)]
             for name in id_maps:
                 damages += _id_map(saved, name.removeprefix("id_maps/").removesuffix("/ids"))
-        commit = saved.commit
+        commits = [link.commit for link in saved.chain()]
         return Verified(
-            path, commit.step, len(commit.files), commit.total_bytes(), len(saved.tensors), len(id_maps), damages
+            name=str(saved.path),
+            step=saved.commit.step,
+            kind=saved.commit.kind,
+            files=sum(len(commit.files) for commit in commits),
+            bytes=sum(commit.total_bytes() for commit in commits),
+            tensors=len(saved.tensors),
+            id_maps=len(id_maps),
+            damages=damages,
         )
 
 
 def _files(saved: SavedTensors) -> list[str]:
     """Every file against COMMIT, then what they say of each other."""
     try:
-        saved.check_files()
+        check_files(saved)
         state = state_of(saved)
     except CheckpointError as error:
         return error.problems
@@ -63,8 +72,8 @@ def _files(saved: SavedTensors) -> list[str]:
     lines = []
     if state.step != saved.commit.step:
         lines.append(f"COMMIT is of step {saved.commit.step}, state.json of {state.step} → they are of one step")
-    if saved.path.name.startswith("step_") and saved.path.name != named:
-        lines.append(f"the folder is called {saved.path.name}, COMMIT is of {named} → they are of one step")
+    if name_of(saved.path).startswith("step_") and name_of(saved.path) != named:
+        lines.append(f"the folder is called {name_of(saved.path)}, COMMIT is of {named} → they are of one step")
     return [_line(saved, line) for line in lines]
 
 
@@ -148,10 +157,9 @@ def _id_map(saved: SavedTensors, table: str) -> list[str]:
 
 
 def _used(saved: SavedTensors, table: str, buckets: int, rows: int) -> list[str]:
-    """Of a vocabulary, which fills its buckets from the first row on and gives none back."""
-    keys = {name.rpartition("/")[2] for name in saved.tensors if name.startswith(f"id_maps/{table}/")}
-    if keys != {"ids", "used"}:
-        return []
+    """A bucket is filled from its first row on, and a row that was given out stays somebody's."""
+    if f"id_maps/{table}/used" not in saved.tensors:
+        return [f"id_maps/{table}/used is missing → it says how far each bucket is filled"]
     used: Int64 = saved.read(f"id_maps/{table}/used").numpy()
     if len(used) != buckets or ((used < 0) | (used > rows)).any() or used[0] < RESERVED_ROWS:
         return [f"rows used are outside 0 … {rows} in some bucket → a bucket has {rows} rows"]
