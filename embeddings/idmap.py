@@ -5,28 +5,36 @@ identity:   id + 2, unknown outside 0 … rows − 3. Stateless.
 vocabulary: an id's bucket is a hash of it; the bucket hands out its rows, at the rank that holds them, to the new ids
             of a step in ascending order, whichever rank saw them. So the map does not depend on the world size. A
             full bucket knows no more ids.
+managed:    the same, but an id is admitted after so many sightings, and a full bucket evicts (embeddings/managed.py).
 """
 
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from embeddings.buckets import bucket_of
 from embeddings.errors import IdMapError
 from embeddings.exchange import Exchange
 from embeddings.held import Held, LocalChunk
+from embeddings.map_stats import CollisionSample, MapStats, Sightings
 from embeddings.specs import MISSING_ROW, TableSpec
 from embeddings.stateless import StatelessMap
 from embeddings.tables import table_groups
-from embeddings.vocabulary import Vocabulary, bucket_of
 from pipelines.batch import Int64, TableIds
 from pipelines.schema import MISSING_ID
 
+if TYPE_CHECKING:
+    from embeddings.managed import ManagedMap
+    from embeddings.vocabulary import Vocabulary
+
 # Batches are mapped a few steps ahead of being trained; this many can be looked back on.
 MARKS = 64
+NONE = TableIds(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 class IdMapper:
@@ -48,124 +56,197 @@ class IdMapper:
         self._stateless = StatelessMap(specs)
         self._exchange = Exchange(process_group)
         rank, world_size = self._exchange.rank, self._exchange.world_size
-        self._vocabularies = {
-            name: Vocabulary(spec, spec.buckets_of_rank(rank, world_size))
+        self._maps = {
+            name: _map_of(spec, spec.buckets_of_rank(rank, world_size))
             for name, spec in specs.items()
             if spec.is_bucketed
         }
-        self._marks: deque[tuple[int, dict[str, Int64]]] = deque(maxlen=MARKS)
+        self._marks: deque[int] = deque(maxlen=MARKS)
+        self._sightings = {name: Sightings() for name in specs}
+        self._collisions = {name: CollisionSample() for name, spec in specs.items() if spec.mapping == "hash"}
 
-    def rows_of(self, tables: dict[str, TableIds], train: bool) -> dict[str, Int64]:
-        """{table: ids [U], each once} → {table: rows int64 [U]}. Collective when there is a vocabulary: every rank
-        calls it as often.
+    def rows_of(
+        self, tables: dict[str, TableIds], train: bool, now: int = 0, upto_step: int | None = None
+    ) -> dict[str, Int64]:
+        """{table: ids [U], each once} → {table: rows int64 [U]}. Collective when a table has buckets: every rank calls
+        it as often.
 
-        New ids of a vocabulary get rows if `train` and if some rank counts them at least once (a filler counts 0).
-        Distinct ids may share a row: hash collisions, and all unknown ones.
+        New ids get rows if `train`, if some rank counts them at least once (a filler counts 0), and if their table is
+        not frozen. now: newest event time of the global batch, microseconds, the same on every rank. upto_step: as the
+        map was after the batch marked so, else as it is; not together with `train`. Distinct ids may share a row: hash
+        collisions, and all unknown ones. Raises IdMapError when that step is no longer at hand.
         """
-        rows = self._vocabulary_rows(tables, train) if self._vocabularies else {}
+        if upto_step is not None:
+            self._require(upto_step)
+        rows = self._bucketed_rows(tables, train, now, upto_step) if self._maps else {}
         rows |= self._stateless.rows_of({name: table.ids for name, table in tables.items() if name not in rows})
+        if train:
+            for name, table in tables.items():
+                self._sightings[name].add(rows[name])
+                if name in self._collisions:
+                    self._collisions[name].add(table.ids, rows[name])
         return {name: rows[name] for name in tables}
 
     def mark(self, step: int) -> None:
         """Ids up to the batch of `step` are mapped, no later ones. Also to be called at the start and after a load."""
-        self._marks.append((step, {name: v.used.copy() for name, v in self._vocabularies.items()}))
+        for each in self._maps.values():
+            each.mark(step)
+        if step not in self._marks:
+            self._marks.append(step)
+            self._forget_before(self._marks[0])
+
+    def take_resets(self, step: int) -> dict[str, Int64]:
+        """{table: rows of this rank's buckets, ascending} that the batch of `step` took from one id for another. They
+        are to begin anew after the step before and before this one's lookup. States as of earlier steps are forgotten.
+        """
+        if step not in self._marks:
+            return {}
+        found = {name: each.evicted(step) for name, each in self._maps.items()}
+        while self._marks[0] < step:
+            self._marks.popleft()
+        self._forget_before(step)
+        return {name: rows for name, rows in found.items() if len(rows)}
 
     def used_rows(self) -> dict[str, int]:
-        """{vocabulary table: rows handed out on this rank, reserved ones among them}."""
-        return {name: int(v.used.sum()) for name, v in self._vocabularies.items()}
+        """{table with buckets: rows handed out on this rank, reserved ones among them}."""
+        return {name: int(each.used.sum()) for name, each in self._maps.items()}
+
+    def stats(self) -> dict[str, MapStats]:
+        """{table: what this rank has seen}, and counts anew from here on. Needs no communication."""
+        found = {}
+        for name, seen in self._sightings.items():
+            sampled, colliding = self._collisions[name].counts() if name in self._collisions else (0, 0)
+            each = self._maps.get(name)
+            if each is None:
+                found[name] = MapStats(seen.ids, seen.unknown_ids, sampled, colliding)
+                continue
+            rows = len(each.buckets) * self.specs[name].rows_per_bucket
+            found[name] = MapStats(
+                seen.ids, seen.unknown_ids, 0, 0, each.admissions, each.evictions, int(each.used.sum()), rows
+            )
+            each.admissions = each.evictions = 0
+        self._sightings = {name: Sightings() for name in self.specs}
+        return found
 
     def state(self, upto_step: int | None = None) -> dict[str, Held]:
         """The map as of the batch marked `upto_step`, or as it is now. Copies; needs no communication.
 
-        "TABLE/ids": int64 [buckets, rows per bucket], "TABLE/used": int64 [buckets]; this rank holds its whole buckets.
+        All int64, by bucket; this rank holds its whole buckets. "TABLE/ids" [buckets, rows per bucket], "TABLE/used"
+        [buckets]; of a managed table also "TABLE/counts", "TABLE/last_seen" as ids, "TABLE/clock" as used, and where
+        ids are not admitted at first sight "TABLE/candidate_ids", "…_counts", "…_last_seen" [buckets, places].
         Raises IdMapError when that step is no longer at hand.
         """
-        used = self._used_at(upto_step)
-        state = {}
-        for name, vocabulary in self._vocabularies.items():
-            slots = np.arange(vocabulary.spec.rows_per_bucket)
-            ids = np.where(slots < used[name][:, None], vocabulary.id_of_row, MISSING_ID)
-            state[f"{name}/ids"] = _held(ids, vocabulary)
-            state[f"{name}/used"] = _held(used[name].copy(), vocabulary)
-        return state
+        if upto_step is not None:
+            self._require(upto_step)
+        return {
+            f"{name}/{part}": _held(values, self.specs[name].buckets, each.buckets)
+            for name, each in self._maps.items()
+            for part, values in each.state(upto_step).items()
+        }
 
     def load_state(self, state: dict[str, Held]) -> None:
         """Takes over what was read into this mapper's own `state()`.
 
-        Raises IdMapError when a vocabulary is missing or has other buckets; nothing is changed then.
+        Raises IdMapError when a table's map is missing or has other buckets; nothing is changed then.
         """
         loaded = {}
-        for name, vocabulary in self._vocabularies.items():
-            if f"{name}/ids" not in state or f"{name}/used" not in state:
+        for name, each in self._maps.items():
+            if any(f"{name}/{part}" not in state for part in each.parts):
                 raise IdMapError(
-                    f"table {name!r} has no saved vocabulary → it is of another run → start from one that has it"
+                    f"table {name!r} has no saved {self.specs[name].mapping} map → it is of another run → start from "
+                    "one that has it"
                 )
-            shape = (vocabulary.spec.buckets, vocabulary.spec.rows_per_bucket)
+            shape = (each.spec.buckets, each.spec.rows_per_bucket)
             if state[f"{name}/ids"].size != shape:
                 raise IdMapError(
                     f"table {name!r}: saved as {list(state[f'{name}/ids'].size)} (buckets, rows of each), configured "
                     f"{list(shape)} → both are fixed at birth → set rows and buckets as they were"
                 )
-            loaded[name] = [_local(state[f"{name}/{part}"]) for part in ("ids", "used")]
-        for name, (ids, used) in loaded.items():
-            self._vocabularies[name].load(ids, used)
+            loaded[name] = {part: _local(state[f"{name}/{part}"]) for part in each.parts}
+        for name, parts in loaded.items():
+            self._maps[name].load(parts)
         self._marks.clear()
 
-    def _vocabulary_rows(self, tables: dict[str, TableIds], train: bool) -> dict[str, Int64]:
-        """Two lists a table and owner travel: ids that may be admitted, and ids that are only looked up."""
-        none = TableIds(np.empty(0, np.int64), np.empty(0, np.int64))
-        present = {name: np.flatnonzero(tables.get(name, none).ids != MISSING_ID) for name in self._vocabularies}
-        asked_at: list[list[Int64]] = [[] for _ in range(self._exchange.world_size)]
-        asked: list[list[Int64]] = [[] for _ in range(self._exchange.world_size)]
-        for name, positions in present.items():
-            table = tables.get(name, none)
-            for owner, parts in enumerate(self._by_owner(self.specs[name], table, positions, train)):
-                asked_at[owner] += parts
-                asked[owner] += [table.ids[part] for part in parts]
-        received = self._exchange.lists(asked)
-        answers = self._exchange.answers(self._answer(received), asked)
-        rows = {name: np.full(len(tables[name].ids), MISSING_ROW) for name in self._vocabularies if name in tables}
+    def _bucketed_rows(
+        self, tables: dict[str, TableIds], train: bool, now: int, upto_step: int | None
+    ) -> dict[str, Int64]:
+        """Three lists a table and owner travel: ids to learn, their counts, and ids that are only looked up."""
+        learning = {name: train and not self.specs[name].frozen for name in self._maps}
+        world_size = self._exchange.world_size
+        at: list[list[Int64]] = [[] for _ in range(world_size)]
+        asked: list[list[Int64]] = [[] for _ in range(world_size)]
+        counts: list[list[Int64]] = [[] for _ in range(world_size)]
+        for name in self._maps:
+            table = tables.get(name, NONE)
+            for owner, (learnt, looked_up) in enumerate(self._by_owner(self.specs[name], table, learning[name])):
+                at[owner] += [learnt, looked_up]
+                asked[owner] += [table.ids[learnt], table.ids[looked_up]]
+                counts[owner].append(table.counts[learnt])
+        received = self._exchange.lists([ids + often for ids, often in zip(asked, counts, strict=True)])
+        answers = self._exchange.answers(self._answer(received, learning, now, upto_step), asked)
+        rows = {name: np.full(len(tables[name].ids), MISSING_ROW) for name in self._maps if name in tables}
         for owner, parts in enumerate(answers):
             for k, part in enumerate(parts):
                 if len(part):
-                    rows[list(present)[k // 2]][asked_at[owner][k]] = part
+                    rows[list(self._maps)[k // 2]][at[owner][k]] = part
         return rows
 
-    def _by_owner(self, spec: TableSpec, table: TableIds, positions: Int64, train: bool) -> list[list[Int64]]:
-        """[owner][0: to admit, 1: to look up]: positions in table.ids."""
+    def _by_owner(self, spec: TableSpec, table: TableIds, learning: bool) -> list[list[Int64]]:
+        """[owner][0: to learn, 1: to look up]: positions in table.ids."""
         world_size = self._exchange.world_size
+        positions = np.flatnonzero(table.ids != MISSING_ID)
+        look_up_only = (table.counts[positions] == 0) | (not learning)
+        if world_size == 1:
+            return [[positions[~look_up_only], positions[look_up_only]]]
         block = max(1, len(spec.buckets_of_rank(0, world_size)))
         owner = bucket_of(spec, table.ids[positions]) // block
-        look_up_only = (table.counts[positions] == 0) | (not train)
-        key = 2 * owner + look_up_only
+        key = (2 * owner + look_up_only).astype(np.uint16)
         order = np.argsort(key, kind="stable")
         borders = np.searchsorted(key[order], np.arange(1, 2 * world_size))
         parts = np.split(positions[order], borders)
         return [parts[2 * rank : 2 * rank + 2] for rank in range(world_size)]
 
-    def _answer(self, received: list[list[Int64]]) -> list[list[Int64]]:
-        for k, vocabulary in enumerate(self._vocabularies.values()):
-            vocabulary.admit(np.unique(np.concatenate([lists[2 * k] for lists in received])))
-        vocabularies = list(self._vocabularies.values())
-        return [[vocabularies[k // 2].rows_of(ids) for k, ids in enumerate(lists)] for lists in received]
+    def _answer(
+        self, received: list[list[Int64]], learning: dict[str, bool], now: int, upto_step: int | None
+    ) -> list[list[Int64]]:
+        """received[source]: two lists of ids a table, then one of counts a table. The first are answered."""
+        answers: list[list[Int64]] = [[] for _ in received]
+        for k, (name, each) in enumerate(self._maps.items()):
+            rows = [lists[2 * k] for lists in received]
+            if learning[name]:
+                rows = each.learn(rows, [lists[2 * len(self._maps) + k] for lists in received], now)
+            for source, lists in enumerate(received):
+                answers[source] += [rows[source], each.rows_of(lists[2 * k + 1], upto_step)]
+        return answers
 
-    def _used_at(self, step: int | None) -> dict[str, Int64]:
-        if step is None:
-            return {name: v.used for name, v in self._vocabularies.items()}
-        for marked, used in self._marks:
-            if marked == step:
-                return used
-        at_hand = [marked for marked, _ in self._marks]
-        raise IdMapError(
-            f"id map as of step {step} → steps at hand: {at_hand} → mark each step, save within {MARKS} of it"
-        )
+    def _forget_before(self, step: int) -> None:
+        for each in self._maps.values():
+            each.forget_before(step)
+
+    def _require(self, step: int) -> None:
+        if step not in self._marks:
+            raise IdMapError(
+                f"id map as of step {step} → steps at hand: {list(self._marks)} → mark each step, ask within {MARKS} "
+                "of it"
+            )
 
 
-def _held(local: Int64, vocabulary: Vocabulary) -> Held:
+def _map_of(spec: TableSpec, buckets: range) -> Vocabulary | ManagedMap:
+    """Imported where a table has buckets: their inner loops are compiled."""
+    if spec.mapping == "managed":
+        from embeddings.managed import ManagedMap  # noqa: PLC0415
+
+        return ManagedMap(spec, buckets)
+    from embeddings.vocabulary import Vocabulary  # noqa: PLC0415
+
+    return Vocabulary(spec, buckets)
+
+
+def _held(local: Int64, buckets: int, mine: range) -> Held:
     """This rank's buckets of a tensor [buckets, …]; they are all of it, or none, where there are no others."""
     rest = local.shape[1:]
-    chunk = LocalChunk((vocabulary.buckets.start, *(0 for _ in rest)), torch.from_numpy(local))
-    size = (vocabulary.spec.buckets, *rest)
+    chunk = LocalChunk((mine.start, *(0 for _ in rest)), torch.from_numpy(local))
+    size = (buckets, *rest)
     return Held(size, torch.int64, (chunk,) if len(local) else (), is_copy=True)
 
 

@@ -6,113 +6,120 @@ import logging
 
 import numpy as np
 
-from embeddings.specs import RESERVED_ROWS, UNKNOWN_ROW, TableSpec, seed_of
+from embeddings.buckets import bucket_of, by_bucket, sums_of
+from embeddings.row_index import RowIndex
+from embeddings.specs import RESERVED_ROWS, UNKNOWN_ROW, TableSpec
 from pipelines.batch import Int64
-from pipelines.hashing import mix
 from pipelines.schema import MISSING_ID
 
 log = logging.getLogger(__name__)
-
-# Newly admitted ids are merged into the large sorted array once they are this many, or this share of it.
-MERGE_AT = 1 << 14
-MERGE_SHARE = 8
-
-
-def bucket_of(spec: TableSpec, ids: Int64) -> Int64:
-    """The bucket of each id: a hash, for ever the same."""
-    return (mix(ids, seed_of("bucket", spec.name)) % np.uint64(spec.buckets)).astype(np.int64)
 
 
 class Vocabulary:
     """Buckets `buckets` of a table. A bucket hands its rows out from the first on and never takes one back, so that
     how many rows each bucket has used says which ids the map held at any earlier time.
 
-    id_of_row: int64 [local buckets, rows per bucket], MISSING_ID where none. used: int64 [local buckets], rows handed
-               out.
+    used: int64 [local buckets], rows handed out. admissions: ids given a row, since the last `stats`.
     """
+
+    evictions = 0
+    parts = ("ids", "used")
 
     def __init__(self, spec: TableSpec, buckets: range) -> None:
         self.spec = spec
         self.buckets = buckets
-        self.id_of_row = np.full((len(buckets), spec.rows_per_bucket), MISSING_ID)
+        self._id_of_row = np.zeros(len(buckets) * spec.rows_per_bucket, np.int64)
         self.used = np.zeros(len(buckets), np.int64)
         if 0 in buckets:
             self.used[0] = RESERVED_ROWS
-        self._settled = _Index.empty()
-        self._recent = _Index.empty()
+        self._index = RowIndex(spec.name, self._id_of_row, 1)
+        self._used_at: dict[int, Int64] = {}
         self._warned = False
+        self.admissions = 0
 
-    def rows_of(self, ids: Int64) -> Int64:
+    def learn(self, ids: list[Int64], counts: list[Int64], now: int) -> list[Int64]:
+        """Gives rows to the ids of a global batch that have none, in ascending order of id, until their bucket is full;
+        rows of all of them, list by list. Counts and time do not matter here."""
+        local = [self._index.rows_of(each) for each in ids]
+        unknown = [each[rows < 0] for each, rows in zip(ids, local, strict=True)]
+        if any(len(each) for each in unknown):
+            self._admit(sums_of(unknown, unknown)[0])
+            for rows, new in zip(local, unknown, strict=True):
+                rows[rows < 0] = self._index.rows_of(new)
+        return [self._global(rows) for rows in local]
+
+    def rows_of(self, ids: Int64, upto_step: int | None = None) -> Int64:
         """Rows of ids of these buckets, in any order; ids without a row → the unknown row."""
-        rows = self._settled.rows_of(ids)
-        return np.where(rows == UNKNOWN_ROW, self._recent.rows_of(ids), rows)
+        local = self._index.rows_of(ids)
+        if upto_step is not None:
+            bucket, slot = np.divmod(local, self.spec.rows_per_bucket)
+            local = np.where((local >= 0) & (slot < self._used_at[upto_step][bucket]), local, -1)
+        return self._global(local)
 
-    def admit(self, ids: Int64) -> None:
-        """Gives rows to the ids that have none, in ascending order of id, until their bucket is full. ids:
-        ascending, each once.
-        """
-        new = ids[self.rows_of(ids) == UNKNOWN_ROW]
-        if not len(new):
-            return
+    def mark(self, step: int) -> None:
+        """What has been learnt so far is up to this step."""
+        self._used_at[step] = self.used.copy()
+
+    def forget_before(self, step: int) -> None:
+        """States as of earlier steps are no longer asked for."""
+        self._used_at = {marked: used for marked, used in self._used_at.items() if marked >= step}
+
+    def evicted(self, step: int) -> Int64:
+        """None ever."""
+        return np.empty(0, np.int64)
+
+    def state(self, upto_step: int | None = None) -> dict[str, Int64]:
+        """ "ids": [local buckets, rows per bucket], MISSING_ID where none; "used". Copies."""
+        used = self.used if upto_step is None else self._used_at[upto_step]
+        slots = np.arange(self.spec.rows_per_bucket)
+        ids = np.where(slots < used[:, None], self._id_of_row.reshape(len(used), len(slots)), MISSING_ID)
+        if 0 in self.buckets:
+            ids[0, :RESERVED_ROWS] = MISSING_ID
+        return {"ids": ids, "used": used.copy()}
+
+    def load(self, state: dict[str, Int64]) -> None:
+        """Takes over saved buckets, shaped as this rank's."""
+        self._id_of_row[:] = state["ids"].ravel()
+        self.used = state["used"].copy()
+        self._index.clear()
+        self._index.enter(rows_in_use(self.spec, self.buckets, self.used))
+        self._used_at.clear()
+
+    def _admit(self, new: Int64) -> None:
+        """new: ascending, each once, none with a row."""
+        rows_per_bucket = self.spec.rows_per_bucket
         bucket = bucket_of(self.spec, new) - self.buckets.start
-        order = np.argsort(bucket, kind="stable")  # by bucket, ascending ids inside
+        order = by_bucket(bucket)  # ascending ids inside
         new, bucket = new[order], bucket[order]
         counts = np.bincount(bucket, minlength=len(self.buckets))
         first = np.cumsum(counts) - counts
         slot = self.used[bucket] + np.arange(len(new)) - first[bucket]
-        fits = slot < self.spec.rows_per_bucket
+        fits = slot < rows_per_bucket
         if not fits.all():
             self._warn()
-        new, bucket, slot = new[fits], bucket[fits], slot[fits]
-        self.id_of_row[bucket, slot] = new
-        self.used = np.minimum(self.used + counts, self.spec.rows_per_bucket)
-        self._recent = self._recent.merged(new, self._row(bucket, slot))
-        if len(self._recent.ids) > max(MERGE_AT, len(self._settled.ids) // MERGE_SHARE):
-            self._settled = self._settled.merged(self._recent.ids, self._recent.rows)
-            self._recent = _Index.empty()
+        rows = (bucket * rows_per_bucket + slot)[fits]
+        self._id_of_row[rows] = new[fits]
+        self._index.enter(rows)
+        self.used = np.minimum(self.used + counts, rows_per_bucket)
+        self.admissions += len(rows)
 
-    def load(self, id_of_row: Int64, used: Int64) -> None:
-        """Takes over saved buckets, shaped as this rank's."""
-        self.id_of_row, self.used = id_of_row.copy(), used.copy()
-        bucket, slot = np.nonzero(np.arange(self.spec.rows_per_bucket) < self.used[:, None])
-        ids, rows = self.id_of_row[bucket, slot], self._row(bucket, slot)
-        taken = rows >= RESERVED_ROWS
-        self._settled = _Index.empty().merged(ids[taken], rows[taken])
-        self._recent = _Index.empty()
-
-    def _row(self, bucket: Int64, slot: Int64) -> Int64:
-        rows: Int64 = (bucket + self.buckets.start) * self.spec.rows_per_bucket + slot
-        return rows
+    def _global(self, local: Int64) -> Int64:
+        return np.where(local < 0, UNKNOWN_ROW, local + self.buckets.start * self.spec.rows_per_bucket)
 
     def _warn(self) -> None:
         if not self._warned:
             log.warning(
                 "vocabulary of table %r: a bucket of %d rows is full → its new ids share the unknown row → more rows, "
-                "or mapping = 'hash'",
+                "or mapping = 'managed' or 'hash'",
                 self.spec.name,
                 self.spec.rows_per_bucket,
             )
         self._warned = True
 
 
-class _Index:
-    """Sorted ids and their rows."""
-
-    def __init__(self, ids: Int64, rows: Int64) -> None:
-        self.ids = ids
-        self.rows = rows
-
-    @classmethod
-    def empty(cls) -> _Index:
-        return cls(np.empty(0, np.int64), np.empty(0, np.int64))
-
-    def rows_of(self, ids: Int64) -> Int64:
-        if not len(self.ids):
-            return np.full(len(ids), UNKNOWN_ROW)
-        at = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
-        return np.where(self.ids[at] == ids, self.rows[at], UNKNOWN_ROW)
-
-    def merged(self, ids: Int64, rows: Int64) -> _Index:
-        all_ids = np.concatenate([self.ids, ids])
-        order = np.argsort(all_ids, kind="stable")
-        return _Index(all_ids[order], np.concatenate([self.rows, rows])[order])
+def rows_in_use(spec: TableSpec, buckets: range, used: Int64) -> Int64:
+    """Local rows that have been handed out to ids. used: [local buckets]."""
+    taken = np.arange(spec.rows_per_bucket) < used[:, None]
+    if 0 in buckets:
+        taken[0, :RESERVED_ROWS] = False
+    return np.flatnonzero(taken)

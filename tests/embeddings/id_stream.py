@@ -1,7 +1,8 @@
-"""A stream of ids, cut over any number of ranks, for the properties of a vocabulary."""
+"""A drifting stream of ids, cut over any number of ranks, for the properties of vocabularies and managed tables."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,13 @@ SPECS = {
         spec("user", 210, 8, "row_wise", mapping="vocabulary", buckets=7),  # fills up in the stream below
         spec("item", 4000, 8, "row_wise", mapping="vocabulary", buckets=4),
         spec("geo", 50, 8, "auto"),
+        replace(spec("query", 84, 8, "row_wise", mapping="managed", buckets=7), admit_after=2),
+        replace(spec("ad", 60, 8, "row_wise", mapping="managed", buckets=5), evict="lfu"),
+        replace(spec("news", 90, 8, "row_wise", mapping="managed", buckets=2), evict="ttl", ttl_days=1.5),
     ]
 }
+MANAGED = ("query", "ad", "news")
+DAY = 86_400_000_000
 EVERY_ID = np.arange(-300, 3000)
 STEPS, SAVED, AHEAD = 6, 3, 2
 
@@ -29,6 +35,7 @@ STEPS, SAVED, AHEAD = 6, 3, 2
 def global_batch(step: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(step)
     ids = {"user": rng.integers(-300, 300, 90), "item": rng.zipf(1.3, 400) % 3000, "geo": rng.integers(0, 99, 9)}
+    ids |= {name: rng.integers(30 * step, 30 * step + 120, 150) for name in MANAGED}
     return {name: np.append(values, MISSING_ID) for name, values in ids.items()}
 
 
@@ -36,7 +43,7 @@ def cut(step: int, rank: int, world_size: int) -> dict[str, TableIds]:
     """This rank's share of the step's global batch, none for rank 1 at step 2; and a filler's ids, counted 0."""
     share = slice(rank, None, world_size)
     if world_size > 1 and step == 2:
-        share = {0: slice(0, None), 1: slice(0, 0), 2: slice(0, 5)}[rank]
+        share = {0: slice(5 if world_size == 3 else 0, None), 1: slice(0, 0), 2: slice(0, 5)}[rank]
     tables = {}
     for name, values in global_batch(step).items():
         ids, counts = np.unique(values[share], return_counts=True)
@@ -52,10 +59,15 @@ def map_steps(mapper: IdMapper, steps: range, rank: int, world_size: int) -> lis
     told = []
     for step in steps:
         tables = cut(step, rank, world_size)
-        rows = mapper.rows_of(tables, train=True)
+        rows = mapper.rows_of(tables, train=True, now=step * DAY)
         mapper.mark(step)
         told.append({n: dict(zip(tables[n].ids.tolist(), r.tolist(), strict=True)) for n, r in rows.items()})
     return told
+
+
+def evicted_at(mapper: IdMapper) -> Rows:
+    """{managed table: [step] rows of this rank's buckets that went to another id}."""
+    return {name: [mapper._maps[name].evicted(step).tolist() for step in range(STEPS)] for name in MANAGED}
 
 
 def map_of_all(mapper: IdMapper) -> Rows:
@@ -91,8 +103,9 @@ def map_on_ranks(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     told = map_steps(mapper, range(SAVED + AHEAD + 1), rank, world_size)
     write_whole(mapper.state(upto_step=SAVED), f"{folder}/of_{world_size}.npz", rank)
     told += map_steps(mapper, range(SAVED + AHEAD + 1, STEPS), rank, world_size)
-    result: dict[str, Any] = {"told": told, "map": map_of_all(mapper)}
-    result["shards"] = [chunk.tensor.shape for held in mapper.state().values() for chunk in held.chunks]
+    result: dict[str, Any] = {"told": told, "map": map_of_all(mapper), "evicted": evicted_at(mapper)}
+    state = mapper.state()
+    result["shards"] = {name: [chunk.tensor.shape for chunk in held.chunks] for name, held in state.items()}
     if world_size == 3:
         resumed = IdMapper(SPECS, dist.group.WORLD)
         state = resumed.state()

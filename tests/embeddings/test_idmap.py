@@ -1,4 +1,5 @@
-"""Ids to rows: stateless maps, and a vocabulary that is the same on 1, 2 and 3 ranks and moves between them."""
+"""Ids to rows: stateless maps, and vocabularies and managed tables that are the same on 1, 2 and 3 ranks and move
+between them."""
 
 from __future__ import annotations
 
@@ -12,12 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embeddings.buckets import bucket_of
 from embeddings.errors import IdMapError
 from embeddings.idmap import IdMapper
-from embeddings.vocabulary import bucket_of
 from pipelines.batch import TableIds
 from pipelines.schema import MISSING_ID
-from tests.embeddings.id_stream import EVERY_ID, SAVED, SPECS, STEPS, cut, map_of_all, map_steps, read_whole
+from tests.embeddings.id_stream import EVERY_ID, SAVED, SPECS, STEPS, cut, evicted_at, map_of_all, map_steps, read_whole
 from tests.embeddings.specs import spec
 
 pytestmark = pytest.mark.timeout(400)  # the ranks start inside the first test
@@ -29,6 +30,7 @@ def mapped(on_ranks: dict[int, list[dict[str, Any]]], id_maps: Path) -> dict[int
     results = {world_size: [rank["mapped"] for rank in ranks] for world_size, ranks in on_ranks.items()}
     one = IdMapper(SPECS)
     alone: dict[str, Any] = {"told": map_steps(one, range(STEPS), 0, 1), "map": map_of_all(one)}
+    alone["evicted"] = evicted_at(one)
     loaded = IdMapper(SPECS)
     state = loaded.state()
     read_whole(state, str(id_maps / "of_3.npz"))
@@ -66,8 +68,23 @@ def test_a_map_saved_ahead_of_training_resumes_at_another_world_size(mapped: dic
 def test_state_is_kept_in_whole_buckets_at_the_rank_that_holds_their_rows(
     mapped: dict[int, list[dict[str, Any]]],
 ) -> None:
-    by_rank = [[tuple(shape) for shape in rank["shards"]] for rank in mapped[3]]
-    assert by_rank == [[(3, 30), (3,), (2, 1000), (2,)], [(3, 30), (3,), (2, 1000), (2,)], [(1, 30), (1,)]]
+    shards = [rank["shards"] for rank in mapped[3]]
+    assert [[tuple(*each[f"user/{part}"]) for part in ("ids", "used")] for each in shards] == [
+        [(3, 30), (3,)],
+        [(3, 30), (3,)],
+        [(1, 30), (1,)],
+    ]
+    assert [[tuple(shape) for shape in each["item/ids"]] for each in shards] == [[(2, 1000)], [(2, 1000)], []]
+    assert [tuple(*each["query/candidate_counts"]) for each in shards] == [(3, 16), (3, 16), (1, 16)]
+
+
+def test_evictions_are_the_same_whatever_the_world_size(mapped: dict[int, list[dict[str, Any]]]) -> None:
+    alone = mapped[1][0]["evicted"]
+    assert all(sum(map(len, steps)) > 20 for steps in alone.values()), "every policy evicts in this stream"
+    for ranks in (mapped[2], mapped[3]):
+        for name, steps in alone.items():
+            for step, rows in enumerate(steps):
+                assert sorted(row for rank in ranks for row in rank["evicted"][name][step]) == rows, (name, step)
 
 
 def _table(*ids: int, counts: int = 1) -> TableIds:
@@ -137,7 +154,6 @@ def test_distinct_ids_keep_distinct_rows_while_there_is_room(batches: list[list[
 
 
 def test_many_ids_are_found_again_after_the_index_has_merged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embeddings.vocabulary.MERGE_AT", 64)
     mapper = IdMapper({"t": spec("t", 1 << 16, 8, "row_wise", mapping="vocabulary", buckets=8)})
     batches = [np.unique(np.random.default_rng(seed).integers(0, 1 << 40, 500)) for seed in range(12)]
     first = [mapper.rows_of({"t": TableIds(ids, np.ones_like(ids))}, train=True)["t"] for ids in batches]
