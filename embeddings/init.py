@@ -47,20 +47,16 @@ def fill(shard: torch.Tensor, spec: TableSpec, seed: int, first_row: int = 0, fi
     if spec.init == "zeros":
         shard.zero_()
         return
-    key = _signed((seed_of("init", spec.name) ^ (seed * 0x9E3779B97F4A7C15)) % 2**64)
-    scale = spec.init_scale / spec.width**0.5
     if spec.init == "uniform" and shard.device.type == "cpu" and shard.dtype in {torch.float32, torch.float16}:
-        _fill_compiled(shard, spec.width, key, scale, first_row, first_column)
+        _fill_compiled(shard, spec.width, _key(spec, seed), _scale(spec), first_row, first_column)
         return
     rows, columns = shard.shape
     step = max(1, CHUNK // max(1, columns))
-    values = _normal if spec.init == "normal" else _uniform
     column_C = torch.arange(first_column, first_column + columns, device=shard.device)
     for start in range(0, rows, step):
         end = min(rows, start + step)
         row_R = torch.arange(first_row + start, first_row + end, device=shard.device)
-        counter_RC = row_R[:, None] * spec.width + column_C
-        shard[start:end] = values(_splitmix64(counter_RC * GOLDEN + key), scale)
+        shard[start:end] = initial_rows(spec, seed, row_R, column_C)
 
 
 def _uniform(bits: torch.Tensor, scale: float) -> torch.Tensor:
@@ -87,6 +83,24 @@ def _fill_compiled(shard: torch.Tensor, width: int, key: int, scale: float, firs
         fill_uniform(first, last, place, columns, half, width, key, np.float32(scale), first_row, first_column)
 
     in_threads(part, rows)
+
+
+def initial_rows(spec: TableSpec, seed: int, row_R: torch.Tensor, column_C: torch.Tensor) -> torch.Tensor:
+    """Initial values of these rows and columns of a table, float32 [R, C]: those of `fill`, wherever they lie."""
+    if spec.init == "zeros":
+        return torch.zeros(len(row_R), len(column_C), device=row_R.device)
+    bits_RC = _splitmix64((row_R[:, None] * spec.width + column_C) * GOLDEN + _key(spec, seed))
+    return (_normal if spec.init == "normal" else _uniform)(bits_RC, _scale(spec))
+
+
+def _key(spec: TableSpec, seed: int) -> int:
+    return _signed((seed_of("init", spec.name) ^ (seed * 0x9E3779B97F4A7C15)) % 2**64)
+
+
+def _scale(spec: TableSpec) -> float:
+    """Half the range of "uniform", the standard deviation of "normal"."""
+    scale: float = spec.init_scale / spec.width**0.5
+    return scale
 
 
 def _splitmix64(state: torch.Tensor) -> torch.Tensor:

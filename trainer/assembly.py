@@ -15,6 +15,7 @@ from embeddings.idmap import IdMapper
 from embeddings.init import initialise
 from embeddings.optim import fuse_optimizer
 from embeddings.plan import make_plan
+from embeddings.reset import RowResetter
 from embeddings.sharders import sharders
 from embeddings.specs import TableSpec, table_specs
 from embeddings.tables import Tables, key_order
@@ -37,6 +38,7 @@ class Assembly:
     model: DistributedModelParallel
     optimizer: DenseOptimizer
     mapper: IdMapper
+    resetter: RowResetter
     gate: GradientGate
     sync: DenseSync
     specs: dict[str, TableSpec]
@@ -92,14 +94,16 @@ def assemble(config: Config, runtime: Runtime) -> Assembly:
     )
     initialise(model, specs, config.train.seed)
     gate.dense_parameters = list(sync.parameters.values())
+    touched = watch_rows(model, specs)
     return Assembly(
         model=model,
         optimizer=DenseOptimizer(sync.parameters, sync, gate, config.optim),
         mapper=IdMapper(specs, runtime.control, key_order(tables)),
+        resetter=RowResetter(model, specs, config.train.seed, touched.changing),
         gate=gate,
         sync=sync,
         specs=specs,
         layout=layout,
         plan=plan,
-        touched=watch_rows(model, specs),
+        touched=touched,
     )

@@ -61,7 +61,8 @@ class Evaluator:
         self._quarantine, self._cost = quarantine, cost
 
     def __call__(self, model: nn.Module, state: TrainState, rows: int = 0) -> EvalRecord:
-        """rows: stop after about so many, 0 = all. The model must be detached from its training pipeline."""
+        """rows: stop after about so many, 0 = all. The model must be detached from its training pipeline. Ids are
+        mapped as of state.step, although those of later batches are mapped already."""
         config, started = self._config, time.perf_counter()
         pass_ = Pass(
             config.schema,
@@ -72,7 +73,7 @@ class Evaluator:
             quarantine=self._quarantine,
             cost=self._cost,
         )
-        feed = open_feed(pass_, None, self._executor, self._mapper, self._runtime, train=False)
+        feed = open_feed(pass_, None, self._executor, self._mapper, self._runtime, state.step, train=False)
         limit = -(-rows // config.data.global_batch) if rows else None
         try:
             found = predict(

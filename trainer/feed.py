@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from embeddings.idmap import IdMapper
-from pipelines.batch import QUARANTINED, Batch, Position
+from pipelines.batch import QUARANTINED, Batch, Int64, Position
 from pipelines.errors import DataError
 from pipelines.stream import BatchStream, Executor, batches
 from pipelines.windows import Pass
@@ -23,7 +24,8 @@ class Feed(Iterator[RequestBatch]):
     """Called by the training pipeline once a step, on every rank alike.
 
     batches: this rank's, None = there are none left. step: of the last optimizer step done; the next batch is for the
-    one after it. wants: (stop, save): what this rank would like; any rank's wish becomes all ranks' at the same step.
+    one after it. train: whether the id maps learn; if not, ids are mapped as they were after `step`. wants: (stop,
+    save): what this rank would like; any rank's wish becomes all ranks' at the same step.
     bad_share: fails the run where too many rows are bad, on all ranks.
     wait_seconds: time spent waiting for the reader since it was last reset. read_retries: of this rank's batches.
     stopping, saving: what was agreed.
@@ -47,18 +49,35 @@ class Feed(Iterator[RequestBatch]):
         self.read_retries = 0
         self.stopping = False
         self.saving = False
+        self._ahead: deque[RequestBatch] = deque()
+        self._is_over = False
         if train:
             mapper.mark(step)
 
     def __next__(self) -> RequestBatch:
-        batch = self._read()
+        if self._ahead:
+            return self._ahead.popleft()
+        batch = None if self._is_over else self._read()
         if batch is None:
+            self._is_over = True
             raise StopIteration
-        self._step += 1
-        rows = self._mapper.rows_of(batch.tables, train=self._train)
-        if self._train:
-            self._mapper.mark(self._step)
+        rows = self._rows_of(batch)
         return wrap(batch, self._info, rows, self._mapper.groups, self._tasks, self._runtime.world_size)
+
+    def look_ahead(self) -> None:
+        """Maps the next batch already, if there is one: what it evicts is known before it is trained. Collective."""
+        batch = next(self, None)
+        if batch is not None:
+            self._ahead.append(batch)
+
+    def _rows_of(self, batch: Batch) -> dict[str, Int64]:
+        """Its ids mapped, which the maps learn from in training."""
+        if not self._train:
+            return self._mapper.rows_of(batch.tables, train=False, upto_step=self._step)
+        self._step += 1
+        rows = self._mapper.rows_of(batch.tables, train=True, now=self._info.data_through)
+        self._mapper.mark(self._step)
+        return rows
 
     def close(self) -> None:
         """Ends the reading ahead."""

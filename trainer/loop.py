@@ -102,6 +102,7 @@ class Trainer:
         """Forward, backward, both optimizers; the ids of later batches travel meanwhile. None at the end of the
         data."""
         self._assembly.optimizer.examples = self.state.examples
+        self._reset_evicted()
         try:
             outputs: Outputs = self._pipeline.progress(self._feed)
         except StopIteration:
@@ -110,6 +111,12 @@ class Trainer:
             require_pipelined(self._pipeline, self._assembly.module.tables)
             self._is_pipelined = True
         return outputs
+
+    def _reset_evicted(self) -> None:
+        """Rows that the next batch takes from one id for another begin anew: the last step of the old id is done."""
+        if not self._is_pipelined:  # else it is mapped already
+            self._feed.look_ahead()
+        self._assembly.resetter.reset(self._assembly.mapper.take_resets(self.state.step + 1))
 
     def _evaluation_is_due(self) -> bool:
         every = self._config.train.eval_every
@@ -166,6 +173,7 @@ class Trainer:
         tensors = model_tensors(self._assembly)
         found = self._checkpointer.load(path, tensors, self._config.schema)
         load_rest(self._assembly, tensors)
+        self._assembly.mapper.mark(found.step)
         self._assembly.gate.bad_steps = found.bad_steps
         self.state = TrainState.from_checkpoint(found, path)
         self._reporter.restore(found.extra["metrics"])

@@ -9,6 +9,7 @@ import pytest
 
 from tests.distributed.ranks import run_ranks
 from tests.embeddings.id_stream import map_on_ranks
+from tests.embeddings.resets import reset_on_ranks
 from tests.embeddings.toy import touched_on_ranks, train_on_ranks
 
 
@@ -17,6 +18,7 @@ def _everything(rank: int, world_size: int, folder: str) -> dict[str, Any]:
         "mapped": map_on_ranks(rank, world_size, folder),
         "trained": train_on_ranks(rank, world_size),
         "touched": touched_on_ranks(rank, world_size),
+        "reset": reset_on_ranks(rank, world_size),
     }
 
 

@@ -205,18 +205,13 @@ def train(run: Run, steps: int, rank: int, world_size: int) -> dict[str, Any]:
     for state in frozen:
         state.fill_(FROZEN_STATE)
     before = local_shards(sharded, specs)
-    dense = torch.optim.SGD([p for n, p in sharded.named_parameters() if ".dense." in n], lr=LR_DENSE)
-    pipeline: Any = TrainPipelineSparseDist(sharded, dense, torch.device("cpu"))
-    batches = iter([_batch(specs, step, rank, world_size) for step in range(steps)])
-    losses = []
     with counted_bytes() as sent:
-        for _ in range(steps):
-            losses.append(float(pipeline.progress(batches)))
+        losses, pipelined = train_model(sharded, specs, steps, rank, world_size)
     return {
         "before": before,
         "after": local_shards(sharded, specs),
         "losses": losses,
-        "pipelined": len(pipeline._pipelined_modules),
+        "pipelined": pipelined,
         "collections": len(Tables(specs).collections),
         "states": _state_rows(sharded, specs),
         "frozen_states": [state.clone() for state in frozen],
@@ -227,6 +222,19 @@ def train(run: Run, steps: int, rank: int, world_size: int) -> dict[str, Any]:
             for name, parameter in module_plan.items()
         },
     }
+
+
+def train_model(
+    sharded: DistributedModelParallel, specs: dict[str, TableSpec], steps: int, rank: int, world_size: int
+) -> tuple[list[float], int]:
+    """(losses, modules that were pipelined). The model can be called as it is afterwards."""
+    dense = torch.optim.SGD([p for n, p in sharded.named_parameters() if ".dense." in n], lr=LR_DENSE)
+    pipeline: Any = TrainPipelineSparseDist(sharded, dense, torch.device("cpu"))
+    batches = iter([_batch(specs, step, rank, world_size) for step in range(steps)])
+    losses = [float(pipeline.progress(batches)) for _ in range(steps)]
+    pipelined = len(pipeline._pipelined_modules)
+    pipeline.detach()
+    return losses, pipelined
 
 
 def _states(sharded: DistributedModelParallel, table: str) -> list[torch.Tensor]:
