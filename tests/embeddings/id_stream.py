@@ -11,6 +11,7 @@ import torch.distributed as dist
 from embeddings.held import Held
 from embeddings.idmap import IdMapper
 from pipelines.batch import TableIds
+from pipelines.hashing import mix
 from pipelines.schema import MISSING_ID
 from tests.embeddings.specs import spec
 
@@ -32,10 +33,15 @@ EVERY_ID = np.arange(-300, 3000)
 STEPS, SAVED, AHEAD = 6, 3, 2
 
 
+def wide(ids: np.ndarray) -> np.ndarray:
+    """All over the 64 bits, as strings' hashes are."""
+    return mix(ids, 1).view(np.int64)
+
+
 def global_batch(step: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(step)
     ids = {"user": rng.integers(-300, 300, 90), "item": rng.zipf(1.3, 400) % 3000, "geo": rng.integers(0, 99, 9)}
-    ids |= {name: rng.integers(30 * step, 30 * step + 120, 150) for name in MANAGED}
+    ids |= {name: wide(rng.integers(30 * step, 30 * step + 120, 150)) for name in MANAGED}
     return {name: np.append(values, MISSING_ID) for name, values in ids.items()}
 
 
@@ -71,7 +77,8 @@ def evicted_at(mapper: IdMapper) -> Rows:
 
 
 def map_of_all(mapper: IdMapper) -> Rows:
-    asked = {name: TableIds(EVERY_ID, np.ones_like(EVERY_ID)) for name in SPECS}
+    every = {name: np.sort(wide(EVERY_ID)) if name in MANAGED else EVERY_ID for name in SPECS}
+    asked = {name: TableIds(ids, np.ones_like(ids)) for name, ids in every.items()}
     return {name: rows.tolist() for name, rows in mapper.rows_of(asked, train=False).items()}
 
 
