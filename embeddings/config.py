@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +15,32 @@ OptimizerName = Literal["", "sgd", "adagrad", "rowwise_adagrad", "adam", "rowwis
 InitName = Literal["", "uniform", "normal", "zeros"]
 Eviction = Literal["", "lru", "lfu", "ttl"]
 Codec = Literal["fp32", "fp16", "bf16", "int8"]
+
+SHARDING_TYPES = ("table_wise", "row_wise", "column_wise")
+# Types of TorchRec's that unpooled tables do not have, and the one of ours that does most nearly the same.
+NEAREST = {
+    "data_parallel": "table_wise",
+    "table_row_wise": "row_wise",
+    "table_column_wise": "column_wise",
+    "grid_shard": "column_wise",
+    "grid": "column_wise",
+    "dp": "table_wise",
+    "tw": "table_wise",
+    "rw": "row_wise",
+    "cw": "column_wise",
+    "twrw": "row_wise",
+    "twcw": "column_wise",
+}
+
+
+def nearest_sharding(asked: str) -> str:
+    """The rest of a line about a sharding type that there is not: rule → remedy."""
+    words = asked.lower().replace("-", "_").replace(" ", "_")
+    found = NEAREST.get(words) or next(iter(difflib.get_close_matches(words, SHARDING_TYPES, n=1)), "auto")
+    return (
+        "unpooled tables are table_wise, column_wise or row_wise, in embeddings.replicas groups of ranks if need be "
+        f"→ the nearest is '{found}'"
+    )
 
 
 class Frozen(BaseModel):

@@ -1,39 +1,47 @@
-"""Which rank holds which part of which table: TorchRec's planner, held to what the specs ask for."""
+"""Which rank holds which part of which table: chosen, or given back from a file; the same on every rank."""
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch.distributed as dist
 from torch import nn
-from torch.distributed._shard.metadata import ShardMetadata
-from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
-from torchrec.distributed.planner.stats import NoopEmbeddingStats
-from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import (
-    HardwareConfig,
-    KernelConfig,
-    PlannerError,
-    PlannerErrorType,
-    TopologyFactory,
-    TrainerConfig,
-)
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan, ShardingType
+from torchrec.distributed.types import ShardingPlan
 
 from embeddings.config import Embeddings
-from embeddings.errors import PlanDoesNotFitError, PlanError
-from embeddings.plan_report import PlanReport, TableReport, optimizer_bytes
-from embeddings.sharders import sharders
+from embeddings.errors import PlanError
+from embeddings.plan_boxes import Placement, from_torchrec, to_torchrec
+from embeddings.plan_choice import Cluster, choose
+from embeddings.plan_file import read_placement
+from embeddings.plan_load import Codecs, StepIds, total_load, unknown_ids
+from embeddings.plan_report import PlanReport
 from embeddings.specs import TableSpec
-from embeddings.tables import module_name
 
-log = logging.getLogger(__name__)
 
-UNBOUNDED = 1 << 60
+@dataclass(frozen=True)
+class Groups:
+    """The world as `replicas` groups of `size` ranks that each hold all tables: ranks that follow one another, so that
+    a group's exchange stays on few hosts."""
+
+    replicas: int
+    size: int
+
+    def first_rank(self, rank: int) -> int:
+        """Of the group that a rank is in."""
+        return rank // self.size * self.size
+
+
+def make_groups(replicas: int, world_size: int) -> Groups:
+    """Raises PlanError when the world cannot be cut so."""
+    if world_size % replicas:
+        fitting = [count for count in range(1, replicas) if world_size % count == 0]
+        raise PlanError(
+            [
+                f"embeddings.replicas = {replicas} on {world_size} ranks → groups have equally many ranks "
+                f"→ {fitting[-1]} group(s) would do, or another number of ranks"
+            ]
+        )
+    return Groups(replicas, world_size // replicas)
 
 
 def make_plan(
@@ -44,134 +52,73 @@ def make_plan(
     device: str = "cpu",
     *,
     process_group: dist.ProcessGroup | None = None,
+    config: Embeddings | None = None,
+    ids: StepIds | None = None,
     memory_per_rank: int = 0,
-    ids_per_rank: int = 4096,
 ) -> ShardingPlan:
     """A plan for the unsharded tables in `module`, which is what DistributedModelParallel will be given (with
     `sharders()`).
 
-    local_world_size: ranks a host, 0 = all. memory_per_rank: bytes that tables may take of a rank, 0 = not known.
-    ids_per_rank: unique ids a rank looks up per table and step, for the planner's estimates. With a process group
-    rank 0 plans and the others are told; without one nothing is communicated.
+    world_size: of all ranks; under `config.replicas` the plan is of this rank's group. local_world_size: ranks a host,
+    0 = all. memory_per_rank: bytes that tables may take of a rank, 0 = not known. ids: unique ids of a step. With a
+    process group (of the world) rank 0 plans and the others are told; without one nothing is communicated.
 
     "auto" chooses between table_wise and row_wise, with which the result of training does not depend on the plan.
-    When the planner finds nothing within the memory it plans without that bound (and says so): `check_fit` then tells
-    what does not fit. Raises PlanError, on every rank.
+    When nothing fits the nearest is planned: `plan_fit.check_fit` then tells what does not fit. Raises PlanError, on
+    every rank.
     """
-
-    def plan() -> ShardingPlan:
-        return _plan(
-            module, specs, _Cluster(world_size, local_world_size or world_size, device, memory_per_rank), ids_per_rank
-        )
-
-    if process_group is None or dist.get_world_size(process_group) == 1:
-        return plan()
-    told: list[ShardingPlan | PlanError | None] = [None]
-    if dist.get_rank(process_group) == 0:
+    config = config or Embeddings()
+    alone = process_group is None or dist.get_world_size(process_group) == 1
+    told: list[Placement | PlanError | None] = [None]
+    rank = 0 if process_group is None else dist.get_rank(process_group)
+    if rank == 0:
         try:
-            told = [plan()]
+            told = [make_placement(specs, world_size, local_world_size, device, config, ids, memory_per_rank)]
         except PlanError as error:
             told = [error]
-    dist.broadcast_object_list(told, dist.get_global_rank(process_group, 0), process_group)
-    if isinstance(told[0], PlanError):
-        raise told[0]
-    return told[0]
+    if not alone:
+        dist.broadcast_object_list(told, group_src=0, group=process_group)
+    placement = told[0]
+    if isinstance(placement, PlanError):
+        raise placement
+    assert placement is not None
+    first_rank = make_groups(config.replicas, world_size).first_rank(rank)
+    return to_torchrec(placement, specs, module, device, local_world_size or world_size, first_rank)
 
 
-def report(plan: ShardingPlan, specs: dict[str, TableSpec], config: Embeddings, world_size: int) -> PlanReport:
-    """What the plan puts where."""
-    by_name = {module_name(spec.name): spec for spec in specs.values()}
-    tables = []
-    for module_plan in plan.plan.values():
-        if not isinstance(module_plan, EmbeddingModuleShardingPlan):
-            continue
-        for name, parameter in module_plan.items():
-            spec = by_name[name]
-            weights, states = [0] * world_size, [0] * world_size
-            for shard in parameter.sharding_spec.shards:
-                rows, columns = shard.shard_sizes
-                rank = shard.placement.rank()
-                weights[rank] += 4 * rows * columns
-                states[rank] += optimizer_bytes(config.optimizer, rows, columns)
-            tables.append(
-                TableReport(
-                    spec.name, spec.rows, spec.width, "float32", spec.mapping, parameter.sharding_type, weights, states
-                )
-            )
-    order = list(specs)
-    return PlanReport(world_size, sorted(tables, key=lambda table: order.index(table.name)))
+def make_placement(
+    specs: dict[str, TableSpec],
+    world_size: int,
+    local_world_size: int = 0,
+    device: str = "cpu",
+    config: Embeddings | None = None,
+    ids: StepIds | None = None,
+    memory_per_rank: int = 0,
+) -> Placement:
+    """See make_plan; the placement in one group of ranks."""
+    config = config or Embeddings()
+    size = make_groups(config.replicas, world_size).size
+    cluster = Cluster(size, min(local_world_size or world_size, size), device, memory_per_rank)
+    if config.plan:
+        return read_placement(config.plan, specs, cluster, config.replicas)
+    return choose(specs, cluster, ids or unknown_ids(specs, size), codecs(config))
 
 
-def check_fit(plan_report: PlanReport, memory_per_rank: int) -> None:
-    """Raises PlanDoesNotFitError when the tables of some rank take more than `memory_per_rank` bytes."""
-    problems = plan_report.misfits(memory_per_rank)
-    if problems:
-        raise PlanDoesNotFitError(problems)
+def codecs(config: Embeddings) -> Codecs:
+    """Of the run file."""
+    return Codecs(config.forward_codec, config.backward_codec)
 
 
-@dataclass(frozen=True)
-class _Cluster:
-    """memory: bytes of a rank, 0 = not known."""
-
-    world_size: int
-    local_world_size: int
-    device: str
-    memory: int
-
-    def topology(self) -> Topology:
-        memory = self.memory or UNBOUNDED
-        return TopologyFactory.create_topology(
-            TrainerConfig(world_size=self.world_size, local_world_size=self.local_world_size),
-            HardwareConfig(hbm_cap_bytes=memory, ddr_cap_bytes=memory),
-            KernelConfig(compute_device=self.device),
-        )
-
-
-def _plan(module: nn.Module, specs: dict[str, TableSpec], cluster: _Cluster, ids_per_rank: int) -> ShardingPlan:
-    world_size = cluster.world_size
-    planner = EmbeddingShardingPlanner(
-        topology=cluster.topology(),
-        batch_size=1,  # a KJT has stride 1: all unique ids of a table are one "sample"
-        constraints={module_name(spec.name): _constraints(spec, world_size, ids_per_rank) for spec in specs.values()},
-        # The grid search over all choices is exponential in the number of tables.
-        proposer=[GreedyProposer(), GreedyProposer(use_depth=False), UniformProposer()],
-        storage_reservation=FixedPercentageStorageReservation(0.0),
-        stats=NoopEmbeddingStats(),
-        debug=False,
-    )
-    try:
-        plan = planner.plan(module, sharders())
-    except PlannerError as error:
-        if cluster.memory and error.error_type is PlannerErrorType.INSUFFICIENT_STORAGE:
-            log.warning("the planner finds no plan within %d bytes a rank; planning without that bound", cluster.memory)
-            return _plan(module, specs, replace(cluster, memory=0), ids_per_rank)
-        raise PlanError([f"no sharding plan for {world_size} ranks: {str(error).splitlines()[0]}"]) from error
-    _end_shards_at_bucket_borders(plan, specs, world_size)
-    return plan
-
-
-def _constraints(spec: TableSpec, world_size: int, ids_per_rank: int) -> ParameterConstraints:
-    choices = [ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value]
-    return ParameterConstraints(
-        sharding_types=choices if spec.sharding == "auto" else [spec.sharding],
-        compute_kernels=[EmbeddingComputeKernel.FUSED.value],
-        min_partition=spec.split_width(world_size),
-        pooling_factors=[float(min(ids_per_rank, spec.rows))],
-    )
-
-
-def _end_shards_at_bucket_borders(plan: ShardingPlan, specs: dict[str, TableSpec], world_size: int) -> None:
-    """The planner cuts rows into ⌈rows / world_size⌉; a vocabulary's shards are whole buckets (see
-    embeddings.sharders).
-    """
-    by_name = {module_name(spec.name): spec for spec in specs.values() if spec.is_bucketed}
-    for module_plan in plan.plan.values():
-        assert isinstance(module_plan, EmbeddingModuleShardingPlan)
-        for name in by_name.keys() & module_plan.keys():
-            spec = by_name[name]
-            shards = []
-            for rank, shard in enumerate(module_plan[name].sharding_spec.shards):
-                buckets = spec.buckets_of_rank(rank, world_size)
-                offset, rows = buckets.start * spec.rows_per_bucket, len(buckets) * spec.rows_per_bucket
-                shards.append(ShardMetadata([offset, 0], [rows, spec.width], shard.placement))
-            module_plan[name].sharding_spec = EnumerableShardingSpec(shards)
+def report(
+    plan: ShardingPlan | Placement,
+    specs: dict[str, TableSpec],
+    config: Embeddings,
+    world_size: int,
+    ids: StepIds | None = None,
+) -> PlanReport:
+    """What the plan of the first group of ranks puts where, and moves in a step."""
+    placement = from_torchrec(plan, specs) if isinstance(plan, ShardingPlan) else plan
+    size = make_groups(config.replicas, world_size).size
+    ids = ids or unknown_ids(specs, size)
+    load = total_load(placement, specs, ids, size, codecs(config))
+    return PlanReport(placement, specs, load, ids, world_size, config.replicas, config.replica_sync_steps)

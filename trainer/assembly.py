@@ -16,6 +16,7 @@ from embeddings.init import initialise
 from embeddings.optim import fuse_optimizer
 from embeddings.plan import make_plan
 from embeddings.reset import RowResetter
+from embeddings.plan_load import assumed_ids
 from embeddings.sharders import sharders
 from embeddings.specs import TableSpec, table_specs
 from embeddings.tables import Tables, key_order
@@ -81,7 +82,9 @@ def assemble(config: Config, runtime: Runtime) -> Assembly:
         runtime.world_size,
         runtime.local_world_size,
         runtime.device.type,
-        process_group=runtime.tables,
+        process_group=runtime.control,
+        config=config.embeddings,
+        ids=assumed_ids(config.schema, specs, config.data.global_batch, runtime.world_size),
     )
     sync = DenseSync(runtime.dense, config.train.bucket_mb, config.train.first_bucket_mb)
     model = DistributedModelParallel(

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from embeddings.config import nearest_sharding
 from trainer.config_overrides import Key, _model_in
 
 # Pydantic's words for a type, in the words of a TOML file.
@@ -57,6 +58,8 @@ def _line(key: Key, details: list[ErrorDetails], model: type[BaseModel], where: 
         return unknown_key(dotted, _keys_beside(model, key[1:]), source)
     if detail["type"] == "missing":
         return f"'{dotted}' is not given in {source} → it has no default → add {key[-1]} to [{'.'.join(key[:-1])}]"
+    if dotted.startswith("embeddings.") and key[-1] == "sharding" and isinstance(detail["input"], str):
+        return f"{dotted} = {_shown(detail['input'])} → {nearest_sharding(detail['input'])}: set it in {source}"
     rule = " or ".join(dict.fromkeys(_rule(each) for each in details))
     return f"{dotted} = {_shown(detail['input'])} → {rule} → correct it in {source}"
 

@@ -14,6 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from embeddings.plan import make_groups
 from trainer import machine
 from trainer.errors import ConfigError
 
@@ -22,8 +23,10 @@ CHECKPOINT_TIMEOUT = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Runtime:
-    """tables: the group of id and row exchange. dense: gradients'. gate: the bad-step flag's. control: host-side
-    agreements (always gloo). checkpoint: of those who write checkpoints beside the training (always gloo).
+    """tables: the group of id and row exchange: all ranks, or with replicas > 1 those that share one copy of the
+    tables. copies: the ranks that hold the same shards of their copies (None = there is one copy). dense: gradients'.
+    gate: the bad-step flag's. control: host-side agreements (always gloo). checkpoint: of those who write checkpoints
+    beside the training (always gloo).
 
     Separate groups, so that no exchange queues behind another kind of it.
     """
@@ -39,6 +42,7 @@ class Runtime:
     gate: dist.ProcessGroup
     control: dist.ProcessGroup
     checkpoint: dist.ProcessGroup
+    copies: dist.ProcessGroup | None = None
     reasons: tuple[str, ...] = field(default=())
 
     @property
@@ -64,12 +68,31 @@ def _quieten_libraries() -> None:
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
+def _table_groups(
+    replicas: int, backend: str, timeout: timedelta
+) -> tuple[dist.ProcessGroup, dist.ProcessGroup | None]:
+    """(ranks that share this rank's copy of the tables, ranks that hold the same shards of the other copies)."""
+    world = dist.group.WORLD
+    assert world is not None
+    groups = make_groups(replicas, dist.get_world_size())
+    if replicas == 1:
+        return world, None
+    ranks = [list(range(first, first + groups.size)) for first in range(0, groups.size * replicas, groups.size)]
+    mine: list[dist.ProcessGroup] = []
+    for cut in (ranks, [list(peers) for peers in zip(*ranks, strict=True)]):
+        own, _ = dist.new_subgroups_by_enumeration(cut, timeout=timeout, backend=backend)
+        assert own is not None
+        mine.append(own)
+    return mine[0], mine[1]
+
+
 @contextmanager
-def start(timeout_seconds: float, threads: int) -> Iterator[Runtime]:
+def start(timeout_seconds: float, threads: int, replicas: int = 1) -> Iterator[Runtime]:
     """Joins the process groups (RANK, WORLD_SIZE and MASTER_* from the environment; alone without them) and leaves them
     at the end.
 
-    threads: of this process on CPU; 0 leaves torch's choice.
+    threads: of this process on CPU; 0 leaves torch's choice. replicas: groups of ranks that each hold all tables.
+    Raises PlanError where the ranks cannot be cut into so many.
     """
     _quieten_libraries()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -92,9 +115,8 @@ def start(timeout_seconds: float, threads: int) -> Iterator[Runtime]:
             dist.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=timeout)
         else:
             dist.init_process_group(backend, timeout=timeout)
-    world = dist.group.WORLD
-    assert world is not None
     try:
+        tables, copies = _table_groups(replicas, backend, timeout)
         yield Runtime(
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),
@@ -102,7 +124,8 @@ def start(timeout_seconds: float, threads: int) -> Iterator[Runtime]:
             device=device,
             backend=backend,
             threads=torch.get_num_threads(),
-            tables=world,
+            tables=tables,
+            copies=copies,
             dense=dist.new_group(backend=backend, timeout=timeout),
             gate=dist.new_group(backend=backend, timeout=timeout),
             control=dist.new_group(backend="gloo", timeout=timeout),

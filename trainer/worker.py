@@ -45,7 +45,7 @@ def run_worker(job: Job) -> dict[str, Any] | None:
 
     Raises what a user can cause as UserError, DataError, SchemaError or PlanError, on every rank.
     """
-    with start(job.config.launch.timeout_seconds, job.threads) as runtime:
+    with start(job.config.launch.timeout_seconds, job.threads, job.config.embeddings.replicas) as runtime:
         if runtime.is_first:
             for reason in runtime.reasons:
                 log.info("%s", reason)
@@ -141,7 +141,7 @@ def _steps_before(job: Job) -> int:
 def run_evaluation(job: Job, rows: str = "") -> dict[str, Any] | None:
     """The newest checkpoint of `job.run_dir` on its evaluation segments, or on all of `rows`. Returns metrics per task
     on rank 0."""
-    with start(job.config.launch.timeout_seconds, job.threads) as runtime:
+    with start(job.config.launch.timeout_seconds, job.threads, job.config.embeddings.replicas) as runtime:
         run_dir = RunDir(job.run_dir)
         config = job.config
         segments = shared_segments(config.data, runtime).eval
