@@ -62,10 +62,11 @@ class Table(Frozen):
     evict:    of a managed table, when a bucket is full: "lru": the row unseen for longest; "lfu": the least seen;
               "ttl": rows unseen for ttl_days of event time, and none other.
     ttl_days: of "ttl".
-    sharding: "auto" (the planner's choice), "table_wise", "row_wise" or "column_wise". A vocabulary is row_wise.
-    ranks:    that a table_wise or column_wise table may lie on; () = any.
-    kernel:   "auto", "fused" (rows in the device's memory), or on CUDA "fused_uvm" and "fused_uvm_caching" (rows in
-              the host's memory, with a cache on the device).
+    sharding: "auto" (table_wise or row_wise, chosen by bytes held and moved), "table_wise", "row_wise" or
+              "column_wise" (equal shards, on ranks of their own). A vocabulary is row_wise.
+    ranks:    that a table_wise or column_wise table may lie on, counted in its group of ranks; () = any.
+    kernel:   "auto" and "fused": rows in the device's memory. On CUDA also "fused_uvm" (rows in the host's memory) and
+              "fused_uvm_caching" (and a fifth of them cached on the device).
     dtype:    of its rows: "fp32", "fp16", or on CUDA "bf16".
     optimizer, lr, eps, weight_decay, init, init_scale: as in `[embeddings]`, of this table.
     frozen:   weights and optimizer state stay bit for bit as they are.
@@ -107,8 +108,9 @@ class Embeddings(Frozen):
     forward_codec, backward_codec: of rows on their way to the ranks that asked, and of their gradients back: "fp32",
                "fp16", "bf16" (on CUDA; on CPU fp16 travels instead), "int8" (with a scale for each row).
     replicas:  groups of ranks that each hold all tables (2D): 1 = one copy over all ranks.
-    replica_sync_steps: with replicas > 1, tables are averaged over the groups every so many steps.
-    plan:      a plan.json to shard by, "" = plan anew.
+    replica_sync_steps: with replicas > 1, rows and optimizer states are averaged over the groups every so many steps;
+               checkpoints and a stop wait for such a step.
+    plan:      a plan.json to shard by, of a run or the plan verb; "" = plan anew.
     tables:    {table: its own settings}; a column's table has the column's name unless the schema says otherwise.
     """
 

@@ -116,13 +116,16 @@ def from_torchrec(plan: ShardingPlan, specs: dict[str, TableSpec], first_rank: i
         for name, parameter in module_plan.items():
             assert isinstance(parameter.sharding_spec, EnumerableShardingSpec)
             table = by_name[name]
-            boxes = tuple(
-                Box(shard.placement.rank() - first_rank, shard.shard_offsets[0], shard.shard_sizes[0],
-                    shard.shard_offsets[1], shard.shard_sizes[1])
-                for shard in parameter.sharding_spec.shards
-                if shard.placement is not None
-            )  # fmt: skip
+            boxes = tuple(_box(shard, first_rank) for shard in parameter.sharding_spec.shards)
             found[table] = Placed(
                 table, cast(ShardingType, parameter.sharding_type), cast(KernelType, parameter.compute_kernel), boxes
             )
     return {name: found[name] for name in specs if name in found}
+
+
+def _box(shard: ShardMetadata, first_rank: int) -> Box:
+    assert shard.placement is not None
+    rank = shard.placement.rank()
+    assert rank is not None
+    (row, column), (rows, columns) = shard.shard_offsets, shard.shard_sizes
+    return Box(rank - first_rank, row, rows, column, columns)

@@ -1,8 +1,8 @@
 """Which table is sharded how, and where: what the run file leaves open is chosen here, the same on every machine.
 
-TorchRec's planner is not used: it may lay two column shards of a table on one rank, knows no list of ranks, searches for
-minutes over a thousand tables, and refuses without saying what would help. Here, "auto" tables are table-wise, or the
-heaviest k of them row-wise; every k of a short list is tried, and the cheapest plan is taken. Shards that may lie
+TorchRec's planner is not used: it may lay two column shards of a table on one rank, knows no list of ranks, searches
+for minutes over a thousand tables, and refuses without saying what would help. Here, "auto" tables are table-wise, or
+the heaviest k of them row-wise; every k of a short list is tried, and the cheapest plan is taken. Shards that may lie
 anywhere go, heaviest first, to the rank that has least.
 """
 
@@ -102,14 +102,19 @@ class _Weighed:
 
     def alternatives(self) -> Iterator[dict[str, ShardingType]]:
         """{table: how}: the heaviest k of the open ones row-wise, by bytes and by traffic."""
-        fixed: dict[str, ShardingType] = {n: s.sharding for n, s in self._specs.items() if s.sharding != "auto"}
-        pinned = [name for name, spec in self._specs.items() if name not in fixed and spec.ranks]
-        opened = [name for name in self._specs if name not in fixed and name not in pinned]
+        fixed: dict[str, ShardingType] = {}
+        for name, spec in self._specs.items():
+            if spec.sharding != "auto":
+                fixed[name] = spec.sharding
+            elif spec.ranks:
+                fixed[name] = "table_wise"
+        opened = [name for name in self._specs if name not in fixed]
         for weight in (self._bytes, self._moved):
             ordered = sorted(opened, key=lambda n: (-weight[n], n))
             for count in shares_to_try(len(opened)) if self._cluster.world_size > 1 else [0]:
-                kinds = dict.fromkeys(ordered[:count], "row_wise") | dict.fromkeys(ordered[count:], "table_wise")
-                yield fixed | dict.fromkeys(pinned, "table_wise") | kinds  # type: ignore[operator]
+                heavy: dict[str, ShardingType] = dict.fromkeys(ordered[:count], "row_wise")
+                light: dict[str, ShardingType] = dict.fromkeys(ordered[count:], "table_wise")
+                yield fixed | heavy | light
 
     def placed(self, kinds: dict[str, ShardingType]) -> _Found:
         """The heaviest first, each shard to the emptiest rank that it may lie on."""
@@ -180,7 +185,8 @@ def _fresh(allowed: Ints, taken: list[int]) -> Ints:
     if not taken:
         return allowed
     counts = np.array([taken.count(rank) for rank in allowed.tolist()])
-    return allowed[counts == counts.min()]
+    fewest: Ints = allowed[counts == counts.min()]
+    return fewest
 
 
 def _emptiest(held: Floats, moved: Floats, scale: tuple[float, float], size: float, memory: int, at: Ints) -> int:

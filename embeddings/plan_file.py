@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from embeddings.config import nearest_sharding
+from embeddings.config import SHARDING_TYPES, nearest_sharding
 from embeddings.errors import PlanError
-from embeddings.plan_boxes import Box, Placed, Placement, table_boxes
+from embeddings.plan_boxes import Box, Placed, Placement, ShardingType, table_boxes
 from embeddings.plan_choice import Cluster, check_constraints, column_shards, kernel_of
 from embeddings.specs import TableSpec
 
@@ -131,16 +131,18 @@ def _other_tables(path: str, held: dict[str, _Table], specs: dict[str, TableSpec
 def _placed(table: _Table, spec: TableSpec, cluster: Cluster, path: str) -> tuple[Placed | None, list[str]]:
     """A table's place, or why it cannot be had."""
     where = f"plan '{path}', table {spec.name!r}"
-    sharding = table.sharding
-    if sharding not in ("table_wise", "row_wise", "column_wise"):
-        return None, [f"{where}: sharding = {sharding!r} → {nearest_sharding(sharding)}"]
+    if table.sharding not in SHARDING_TYPES:
+        return None, [f"{where}: sharding = {table.sharding!r} → {nearest_sharding(table.sharding)}"]
+    sharding = cast(ShardingType, table.sharding)
     if spec.sharding not in ("auto", sharding):
         return None, [
             f"{where} is {sharding}, the run file asks for {spec.sharding} → they must agree → change one of them"
         ]
-    kernel = kernel_of(spec) if spec.kernel != "auto" or cluster.device == "cpu" else table.kernel
-    if kernel not in ("fused", "fused_uvm", "fused_uvm_caching") or table.kernel != kernel:
-        return None, [f"{where}: kernel = {table.kernel!r}, here it is {kernel!r} → they must agree → change one"]
+    kernel = kernel_of(spec)
+    if table.kernel != kernel:
+        return None, [
+            f"{where}: kernel = {table.kernel!r}, the run file asks for {kernel!r} → they must agree → change one"
+        ]
     boxes = tuple(Box(s.rank, s.row, s.rows, s.column, s.columns) for s in table.shards)
     ranks = [box.rank for box in boxes]
     outside = [rank for rank in ranks if not 0 <= rank < cluster.world_size or (spec.ranks and rank not in spec.ranks)]

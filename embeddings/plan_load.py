@@ -174,7 +174,7 @@ def table_load(spec: TableSpec, placed: Placed, ids: StepIds, world_size: int, c
     ):
         np.add.at(out, rank_B, (world_size - 1) * value_B)
         np.add.at(back, rank_B, -value_B)  # its own rows cross no wire
-        back += value_B.sum()
+        np.add(back, value_B.sum(), out=back)
     return load
 
 

@@ -13,6 +13,8 @@ from embeddings.specs import TableSpec
 
 # Of a large cluster the fullest and the emptiest ranks are shown; plan.json has all.
 SHOWN, ENDS = 32, (12, 4)
+HEAD = ("table", "rows", "width", "dtype", "optimizer", "mapping", "sharding", "kernel", "ranks", "weights", "state",
+        "ids/rank")  # fmt: skip
 
 
 def human_bytes(count: float) -> str:
@@ -116,7 +118,6 @@ class PlanReport:
         return [*self._table_lines(), "", *self._rank_lines(), "", *self._closing_lines()]
 
     def _table_lines(self) -> list[str]:
-        head = "table rows width dtype optimizer mapping sharding kernel ranks weights state ids/rank".split()
         body = [
             [
                 table.name,
@@ -134,7 +135,7 @@ class PlanReport:
             ]
             for table in self.tables
         ]
-        return aligned([head, *body], right={1, 2, 9, 10, 11})
+        return aligned([[*HEAD], *body], right={1, 2, 9, 10, 11})
 
     def _rank_lines(self) -> list[str]:
         load, hosted = self.load, bool(self.load.host.any())

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from embeddings.config import Embeddings, Table
 from embeddings.errors import PlanError
 from pipelines.schema import Schema
+
+if TYPE_CHECKING:
+    import torch
 
 Mapping = Literal["hash", "vocabulary", "managed", "identity"]
 Sharding = Literal["auto", "table_wise", "row_wise", "column_wise"]
@@ -23,7 +24,7 @@ Optimizer = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "rowwise_adam"]
 Init = Literal["uniform", "normal", "zeros"]
 Evict = Literal["lru", "lfu", "ttl"]
 
-TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 DECAYING = ("rowwise_adagrad", "adam", "rowwise_adam")  # optimizers that have weight decay
 BUCKETED = ("vocabulary", "managed")  # mappings whose rows belong to buckets
 
@@ -63,7 +64,10 @@ class TableSpec:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return TORCH_DTYPES[self.dtype]
+        import torch  # noqa: PLC0415 - a run file is loaded, and its tables checked, without it
+
+        dtype: torch.dtype = getattr(torch, TORCH_DTYPES[self.dtype])
+        return dtype
 
     @property
     def is_bucketed(self) -> bool:
@@ -134,11 +138,21 @@ def _resolve(name: str, columns: list[str], schema: Schema, config: Embeddings) 
         buckets = table.buckets or config.buckets
         rows = -(-rows // buckets) * buckets
         problems += _vocabulary_problems(name, rows, buckets, table)
+        if config.replicas > 1:
+            problems.append(
+                f"table {name!r}: mapping = {mapping!r} with embeddings.replicas = {config.replicas} → a bucket hands "
+                "out rows where they are, and every group has rows of its own → mapping = 'hash', or replicas = 1"
+            )
         sharding = "row_wise"
     elif table.buckets:
         problems.append(
             f"table {name!r}: buckets = {table.buckets} but mapping = {mapping!r} → only 'vocabulary' and 'managed' "
             "have buckets → remove it"
+        )
+    if table.ranks and sharding == "row_wise":
+        problems.append(
+            f"table {name!r}: ranks = {list(table.ranks)} and row_wise → a row_wise table lies on all ranks → remove "
+            "ranks, or table_wise or column_wise"
         )
     if sharding == "column_wise" and width < 8:
         problems.append(

@@ -24,6 +24,7 @@ from embeddings.touched import TouchedRows, watch_rows
 from model.loss import Heads, TaskHead
 from model.rankers import build_ranker
 from trainer.config import Config
+from trainer.copies import Copies
 from trainer.dense_optim import DenseOptimizer
 from trainer.dense_sync import DenseSync
 from trainer.gate import GradientGate
@@ -46,6 +47,7 @@ class Assembly:
     layout: Layout
     plan: ShardingPlan
     touched: TouchedRows
+    copies: Copies
 
     @property
     def module(self) -> Recommender:
@@ -109,4 +111,8 @@ def assemble(config: Config, runtime: Runtime) -> Assembly:
         layout=layout,
         plan=plan,
         touched=touched,
+<<<<<<< HEAD
+=======
+        copies=Copies(model, specs, touched, runtime, config.embeddings.replica_sync_steps),
+>>>>>>> 0669548 (plan verb: bytes held and moved by rank, unique ids counted from real batches, an estimate of a step with its bottleneck; tables in 2D: groups of ranks train copies that are averaged)
     )

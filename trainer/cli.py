@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -35,6 +36,7 @@ cli.add_command(checkpoint)
     "--init-from", metavar="RUN", help="Begin with another run's newest checkpoint: --init.run RUN; see [init]."
 )
 @click.option("--dry-run", is_flag=True, help="Two real batches through plan, step, checkpoint and resume.")
+@click.option("--plan", "saved", metavar="FILE", help="Shard by this plan.json: --embeddings.plan FILE.")
 @click.option("--max-steps", type=click.IntRange(min=1), metavar="N", help="Stop after N steps: --train.max-steps N.")
 @click.pass_context
 def train(
@@ -44,12 +46,13 @@ def train(
     resume: str,
     init_from: str | None,
     dry_run: bool,
+    saved: str | None,
     max_steps: int | None,
 ) -> None:
     """Train, making the data first when they are absent and the run file says how."""
     from trainer.train_verb import TrainOptions, run_training  # noqa: PLC0415
 
-    typed = {"--train.max-steps": max_steps, "--init.run": init_from}
+    typed = {"--train.max-steps": max_steps, "--init.run": init_from, "--embeddings.plan": saved}
     overrides = [*ctx.args, *(f"{key}={value}" for key, value in typed.items() if value is not None)]
     run_training(TrainOptions(config_path, overrides, run_dir, resume, dry_run))  # type: ignore[arg-type]
 
@@ -58,13 +61,23 @@ def train(
 @click.option("--config", "config_path", required=True, metavar="F", help="Run file.")
 @click.option("--world-size", type=click.IntRange(min=1), required=True, metavar="N", help="Training processes.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--memory", metavar="SIZE", help="Memory of a rank for tables, such as 80GB: what does not fit is told.")
+@click.option("--hbm", "--memory", "memory", metavar="SIZE", help="Memory of a rank's device, such as 80GB.")
+@click.option("--local-world-size", type=click.IntRange(min=1), metavar="N", help="Processes a host.  [default: all]")
+@click.option("--host-memory", metavar="SIZE", help="Memory of a host, such as 1TB, for rows that lie there.")
+@click.option("--hardware", metavar="NAME", help="Peaks for the estimate of a step: h100, h200, a100, l4 or cpu.")
+@click.option("--plan", "saved", metavar="FILE", help="A plan.json to show instead: --embeddings.plan FILE.")
+@click.option("--json", "as_json", is_flag=True, help="All of it as one JSON value; it can be given back as a plan.")
+@click.option("--save", metavar="FILE", help="Also write that JSON to a file.")
 @click.pass_context
-def plan(ctx: click.Context, config_path: str, world_size: int, device: str, memory: str | None) -> None:
-    """Show model size, sharding table by table and memory per rank. Needs neither GPU nor data."""
+def plan(
+    ctx: click.Context, /, config_path: str, saved: str | None, as_json: bool, save: str | None, **asked: Any
+) -> None:
+    """Show tables, sharding, memory and bytes per rank, and an estimate of a step. Needs no GPU."""
+    from trainer.plan_verb import options_of  # noqa: PLC0415
     from trainer.plan_verb import plan as run  # noqa: PLC0415
 
-    run(config_path, ctx.args, world_size, device, memory)
+    given = [] if saved is None else [f"--embeddings.plan={saved}"]
+    run(config_path, [*ctx.args, *given], options_of(**asked), as_json, save)
 
 
 @cli.command()

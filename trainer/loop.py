@@ -70,6 +70,7 @@ class Trainer:
                         recorder.ended(self.state.step)
                     break
                 self.state = self.state.after(outputs)
+                self._assembly.copies.after_step(self.state.step)
                 if recorder is not None:
                     recorder.trained(self.state.step, outputs.host)
                 self._reporter.after_step(outputs, self.state, self._feed)
@@ -77,6 +78,7 @@ class Trainer:
                 if self._saving_is_due(bool(scores)):
                     self.save(scores)
                 self._reporter.saved(self._checkpointer.poll())
+            self._assembly.copies.end(self.state.step)
             self._reporter.end(self.state, self._feed, data_ended)
             self.save()
             self._reporter.saved(self._checkpointer.wait())
@@ -95,8 +97,8 @@ class Trainer:
         return TrainPipelineSparseDist(self._assembly.model, self._assembly.optimizer, self._device)
 
     def _finished(self) -> bool:
-        limit = self._config.train.max_steps
-        return self._feed.stopping or bool(limit and self.state.step >= limit)
+        limit, step = self._config.train.max_steps, self.state.step
+        return (self._feed.stopping and self._assembly.copies.are_equal(step)) or bool(limit and step >= limit)
 
     def _step(self) -> Outputs | None:
         """Forward, backward, both optimizers; the ids of later batches travel meanwhile. None at the end of the
@@ -125,7 +127,8 @@ class Trainer:
     def _saving_is_due(self, scored: bool) -> bool:
         """The same on every rank."""
         wanted = scored and self._config.checkpoint.keep_best > 0
-        return self._feed.saving or wanted or self._checkpointer.due_by_steps(self.state.step)
+        self._feed.saving |= wanted or self._checkpointer.due_by_steps(self.state.step)
+        return self._feed.saving and self._assembly.copies.are_equal(self.state.step)  # else at the next such step
 
     def evaluate(self) -> Mapping[str, float]:
         """Detach the pipeline, predict, attach it again: the trajectory stays as it was. Returns the scores."""
@@ -152,7 +155,9 @@ class Trainer:
             self._reporter.metrics_state(),
             to_json(describe(self._config, self._assembly.specs)),
         )
-        stalled = self._checkpointer.begin(state, lambda: model_tensors(self._assembly, self.state.step), scores)
+        stalled = self._checkpointer.begin(
+            state, lambda: model_tensors(self._assembly, self.state.step, to_save=True), scores
+        )
         self._reporter.not_training(stalled)
 
     def newest_good(self, run_dir: RunDir) -> Location | None:

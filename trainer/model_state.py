@@ -15,10 +15,13 @@ from trainer.assembly import Assembly
 ID_MAPS = "id_maps/"
 
 
-def model_tensors(assembly: Assembly, step: int | None = None) -> dict[str, Held]:
+def model_tensors(assembly: Assembly, step: int | None = None, *, to_save: bool = False) -> dict[str, Held]:
     """All of it, without communication. Weights and optimizer states are the model's own memory, id maps are copies: as
-    of `step` (ids are mapped ahead of being trained), None = as they are."""
-    tensors = {f"tables/{name}": held for name, held in held_tables(assembly.model, assembly.specs).items()}
+    of `step` (ids are mapped ahead of being trained), None = as they are. to_save: where groups of ranks hold a copy of
+    the tables each, only the first one's."""
+    tables = held_tables(assembly.model, assembly.specs)
+    tables = assembly.copies.to_save(tables) if to_save else tables
+    tensors = {f"tables/{name}": held for name, held in tables.items()}
     tensors |= {f"dense/{name}": held for name, held in held_dense(assembly.model, assembly.specs).items()}
     tensors |= {f"dense_optimizer/{name}": whole(value) for name, value in assembly.optimizer.state_tensors().items()}
     return tensors | {f"{ID_MAPS}{name}": held for name, held in assembly.mapper.state(step).items()}

@@ -46,6 +46,11 @@ class Runtime:
     reasons: tuple[str, ...] = field(default=())
 
     @property
+    def is_first_copy(self) -> bool:
+        """Whether this rank is in the group whose tables are saved."""
+        return self.rank < dist.get_world_size(self.tables)
+
+    @property
     def is_first(self) -> bool:
         """Rank 0 writes files and speaks."""
         return self.rank == 0
@@ -80,7 +85,7 @@ def _table_groups(
     ranks = [list(range(first, first + groups.size)) for first in range(0, groups.size * replicas, groups.size)]
     mine: list[dist.ProcessGroup] = []
     for cut in (ranks, [list(peers) for peers in zip(*ranks, strict=True)]):
-        own, _ = dist.new_subgroups_by_enumeration(cut, timeout=timeout, backend=backend)
+        own, _ = dist.new_subgroups_by_enumeration(cut, timeout=timeout, backend=backend)  # type: ignore[no-untyped-call]
         assert own is not None
         mine.append(own)
     return mine[0], mine[1]

@@ -14,6 +14,7 @@ from typing import Any
 import torch.distributed as dist
 
 from embeddings.plan import report
+from embeddings.plan_load import assumed_ids
 from pipelines.footer_cache import FooterCache
 from pipelines.segments import Segment
 from pipelines.stream import Executor, ThreadExecutor, choose_executor
@@ -236,7 +237,8 @@ def _logging_to(run_dir: RunDir, runtime: Runtime) -> Iterator[None]:
 def _write_plan(run_dir: RunDir, config: Config, assembly: Assembly, runtime: Runtime) -> None:
     if not runtime.is_first:
         return
-    found = report(assembly.plan, assembly.specs, config.embeddings, runtime.world_size)
+    ids = assumed_ids(config.schema, assembly.specs, config.data.global_batch, runtime.world_size)
+    found = report(assembly.plan, assembly.specs, config.embeddings, runtime.world_size, ids)
     run_dir.write_text(run_dir.config, dump_config(config))
     run_dir.write_text(run_dir.plan_text, "\n".join(found.lines()) + "\n")
     run_dir.write_json(run_dir.plan_json, found.to_json())

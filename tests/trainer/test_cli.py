@@ -88,7 +88,7 @@ def test_two_config_problems_are_both_reported():
 def test_plan_tells_what_does_not_fit():
     refused = tokenformer("plan", "--config", QUICK, "--world-size", "2", "--memory", "700KB")
     assert refused.returncode == 4
-    assert "error: rank 1: tables take" in refused.stderr
+    assert "error: rank 0 (and 1 more rank(s)): tables take" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

@@ -1,0 +1,88 @@
+"""Tables in 2D: groups of ranks that hold a copy each train what one copy would, and are saved as one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from embeddings.config import Table
+from tests.pipelines.rows import write_segments
+from tests.trainer.runs import Run, differing, newest_state, saved_tensors, tiny_config, train_all
+from trainer.checkpoint import manifest
+from trainer.run_dir import RunDir
+
+pytestmark = pytest.mark.timeout(300)
+
+TABLES = {
+    "item": Table(rows=256, sharding="column_wise"),
+    "words": Table(rows=97, sharding="row_wise"),
+    "tags": Table(rows=50, sharding="table_wise"),
+}
+ALONE: dict[str, Any] = {"tables": TABLES, "optimizer": "sgd", "lr": 0.1}
+COPIES = ALONE | {"replicas": 2}
+LATER = COPIES | {"replica_sync_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the runs: of 8 steps where nothing else is said."""
+    folder = tmp_path_factory.mktemp("copies")
+    rows = write_segments(folder / "rows", {"2026-01-01": [14, 9], "2026-01-02": [11, 1]})
+
+    def run(name: str, embeddings: dict[str, Any], resume: Any = "never", **sections: Any) -> Run:
+        return Run(tiny_config(rows, embeddings=embeddings, **sections), folder / name, resume)
+
+    often = {"every_steps": 2, "keep": 9}
+    train_all([run("alone", ALONE)], 1)
+    train_all(
+        [
+            run("two copies", COPIES),
+            run("later", LATER, checkpoint=often),
+            run("later, stopped", LATER, train={"max_steps": 6}),
+            run("later, stopped", LATER, "must", checkpoint=often),
+            run("adagrad", COPIES | {"optimizer": "rowwise_adagrad"}),
+        ],
+        2,
+    )
+    train_all([run("two groups of two", COPIES)], 4)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["two copies", "two groups of two"])
+def test_copies_averaged_every_step_are_one_copy_trained_on_all(runs: Path, name: str) -> None:
+    assert differing(saved_tensors(runs / "alone"), saved_tensors(runs / name), tolerance=2e-6) == []
+
+
+def test_copies_do_train_apart_in_between(runs: Path) -> None:
+    found = differing(saved_tensors(runs / "alone"), saved_tensors(runs / "later"), tolerance=2e-6)
+    assert any(line.startswith("tables/") for line in found)
+
+
+def test_checkpoints_wait_for_a_step_at_which_the_copies_are_equal(runs: Path) -> None:
+    """Due every 2 steps, averaged every 3: after 2 and 4 comes 3 and 6, and what is due at 6 is saved there; the end is
+    always saved."""
+    steps = [found.step for found in RunDir(runs / "later").step_dirs()]
+    assert steps == [3, 6, 8]
+    assert newest_state(runs / "later").step == 8
+
+
+def test_resumed_equals_never_stopped(runs: Path) -> None:
+    assert differing(saved_tensors(runs / "later"), saved_tensors(runs / "later, stopped")) == []
+
+
+def test_one_copy_is_saved(runs: Path) -> None:
+    for name in ("two copies", "two groups of two"):
+        path = RunDir(runs / name).require_latest()
+        index = manifest.read_index(path, manifest.read_commit(path))
+        for tensor, record in index.tensors.items():
+            cells = sum(torch.Size(chunk.sizes).numel() for chunk in record.chunks)
+            assert cells == torch.Size(record.size).numel(), tensor
+
+
+def test_states_are_averaged_too(runs: Path) -> None:
+    states = {n: t for n, t in saved_tensors(runs / "adagrad").items() if n.startswith("tables/") and "weight" not in n}
+    assert states
+    assert all(bool((state > 0).any()) for state in states.values())
