@@ -104,6 +104,13 @@ def make_placement(
     return choose(specs, cluster, ids or unknown_ids(specs, size), codecs(config))
 
 
+def anywhere(config: Embeddings) -> Embeddings:
+    """The same tables, free of what was asked for the machines they were trained on."""
+    free = {"ranks": (), "kernel": ""}
+    tables = {name: table.model_copy(update=free) for name, table in config.tables.items()}
+    return config.model_copy(update={"replicas": 1, "plan": "", "kernel": "auto", "tables": tables})
+
+
 def codecs(config: Embeddings) -> Codecs:
     """Of the run file."""
     return Codecs(config.forward_codec, config.backward_codec)

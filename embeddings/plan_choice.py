@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from embeddings.errors import PlanError
-from embeddings.plan_boxes import KernelType, Placed, Placement, ShardingType, table_boxes
-from embeddings.plan_load import Codecs, Floats, StepIds, table_load
+from embeddings.plan_boxes import Box, KernelType, Placed, Placement, ShardingType, table_boxes
+from embeddings.plan_load import Codecs, Floats, StepIds, held_bytes, table_load
 from embeddings.specs import TableSpec
 
 # What one more kind of sharding costs a step, in bytes on the wire: two more exchanges each way.
@@ -81,71 +82,94 @@ def check_constraints(specs: dict[str, TableSpec], cluster: Cluster) -> None:
 @dataclass(frozen=True)
 class _Found:
     """kinds: of every table. ranks: of the shards of those that are not row-wise. cost: compared in order: bytes that
-    do not fit, then bytes a step."""
+    do not fit, then bytes a step. held_2W: bytes of each rank, on the device and on the host."""
 
     kinds: dict[str, ShardingType]
     ranks: dict[str, list[int]]
     cost: tuple[float, float]
+    held_2W: Floats
+
+
+def evenest(specs: dict[str, TableSpec], cluster: Cluster) -> tuple[float, float]:
+    """Bytes that the fullest rank holds, on the device and on the host, when every table that may be is row-wise: what
+    memory needs at the least, found without a look at traffic."""
+    weighed = _Weighed(specs, cluster)
+    device, host = weighed.placed(weighed.kinds(weighed.opened, [])).held_2W.max(axis=1).tolist()
+    return device, host
 
 
 class _Weighed:
-    """Tables with their weights, ready to be placed under different choices of sharding."""
+    """Tables with their weights, ready to be placed under different choices of sharding. Without ids only memory
+    counts."""
 
-    def __init__(self, specs: dict[str, TableSpec], cluster: Cluster, ids: StepIds, codecs: Codecs) -> None:
+    def __init__(
+        self, specs: dict[str, TableSpec], cluster: Cluster, ids: StepIds | None = None, codecs: Codecs | None = None
+    ) -> None:
         self._specs, self._cluster = specs, cluster
-        self._bytes, self._moved = {}, {}
-        for spec in specs.values():
-            # Alone on rank 0: what it holds of a whole table, and moves for all ranks.
-            load = table_load(spec, _whole(spec), ids, cluster.world_size, codecs)
-            self._bytes[spec.name] = float(load.device[0])
-            self._moved[spec.name] = float(load.busiest[0] + (load.lookup[0] + load.update[0]) * MEMORY_SHARE)
+        self._bytes = {name: float(sum(_shard_bytes(spec, 1))) for name, spec in specs.items()}
+        self._moved = dict.fromkeys(specs, 0.0)
+        if ids is not None and codecs is not None:
+            for name, spec in specs.items():
+                # Alone on rank 0: what it moves for all ranks.
+                whole = Placed(name, "table_wise", kernel_of(spec), table_boxes(spec, "table_wise", [0], 1))
+                load = table_load(spec, whole, ids, cluster.world_size, codecs)
+                self._moved[name] = float(load.busiest[0] + (load.lookup[0] + load.update[0]) * MEMORY_SHARE)
+        self._fixed: dict[str, ShardingType] = {}
+        for name, spec in specs.items():
+            if spec.sharding != "auto":
+                self._fixed[name] = spec.sharding
+            elif spec.ranks:
+                self._fixed[name] = "table_wise"
+        self.opened = [name for name in specs if name not in self._fixed]
 
     def alternatives(self) -> Iterator[dict[str, ShardingType]]:
         """{table: how}: the heaviest k of the open ones row-wise, by bytes and by traffic."""
-        fixed: dict[str, ShardingType] = {}
-        for name, spec in self._specs.items():
-            if spec.sharding != "auto":
-                fixed[name] = spec.sharding
-            elif spec.ranks:
-                fixed[name] = "table_wise"
-        opened = [name for name in self._specs if name not in fixed]
         for weight in (self._bytes, self._moved):
-            ordered = sorted(opened, key=lambda n: (-weight[n], n))
-            for count in shares_to_try(len(opened)) if self._cluster.world_size > 1 else [0]:
-                heavy: dict[str, ShardingType] = dict.fromkeys(ordered[:count], "row_wise")
-                light: dict[str, ShardingType] = dict.fromkeys(ordered[count:], "table_wise")
-                yield fixed | heavy | light
+            ordered = sorted(self.opened, key=lambda n: (-weight[n], n))
+            for count in shares_to_try(len(ordered)) if self._cluster.world_size > 1 else [0]:
+                yield self.kinds(ordered[:count], ordered[count:])
+
+    def kinds(self, row_wise: list[str], table_wise: list[str]) -> dict[str, ShardingType]:
+        """What is fixed, and these."""
+        chosen: dict[str, ShardingType] = dict(self._fixed)
+        chosen.update(dict.fromkeys(row_wise, "row_wise"))
+        chosen.update(dict.fromkeys(table_wise, "table_wise"))
+        return chosen
 
     def placed(self, kinds: dict[str, ShardingType]) -> _Found:
         """The heaviest first, each shard to the emptiest rank that it may lie on."""
         world_size = self._cluster.world_size
-        held, moved = np.zeros(world_size), np.zeros(world_size)
+        held_2W, moved_W = np.zeros((2, world_size)), np.zeros(world_size)
         scale = (sum(self._bytes.values()) or 1.0, sum(self._moved.values()) or 1.0)
         for name, kind in kinds.items():
             if kind == "row_wise":
-                held += self._bytes[name] * _row_shares(self._specs[name], world_size)
-                moved += self._moved[name] / world_size
+                held_2W += np.outer(_shard_bytes(self._specs[name], 1), _row_shares(self._specs[name], world_size))
+                moved_W += self._moved[name] / world_size
         movable = [name for name, kind in kinds.items() if kind != "row_wise"]
         weight = {name: self._bytes[name] / scale[0] + self._moved[name] / scale[1] for name in movable}
         ranks: dict[str, list[int]] = {}
         for name in sorted(movable, key=lambda n: (-weight[n], n)):
             allowed = np.array(sorted(set(self._specs[name].ranks)) or range(world_size))
             shards = column_shards(self._specs[name], len(allowed)) if kinds[name] == "column_wise" else 1
-            size, traffic = self._bytes[name] / shards, self._moved[name] / shards
+            device, host = _shard_bytes(self._specs[name], shards)
             ranks[name] = []
             for _ in range(shards):
-                rank = _emptiest(held, moved, scale, size, self._cluster.memory, _fresh(allowed, ranks[name]))
+                at = _fresh(allowed, ranks[name])
+                if self._cluster.memory:
+                    at = _with_room(held_2W[0], device, self._cluster.memory, at)
+                rank = int(at[np.argmin(held_2W[:, at].sum(axis=0) / scale[0] + moved_W[at] / scale[1])])
                 ranks[name].append(rank)
-                held[rank] += size
-                moved[rank] += traffic
-        return _Found(kinds, ranks, self._cost(kinds, held, moved))
+                held_2W[:, rank] += device, host
+                moved_W[rank] += self._moved[name] / shards
+        return _Found(kinds, ranks, self._cost(kinds, held_2W, moved_W), held_2W)
 
-    def _cost(self, kinds: dict[str, ShardingType], held: Floats, moved: Floats) -> tuple[float, float]:
+    def _cost(self, kinds: dict[str, ShardingType], held_2W: Floats, moved_W: Floats) -> tuple[float, float]:
         memory = self._cluster.memory
-        over = float(np.maximum(held - memory, 0).sum()) if memory else 0.0
+        over = float(np.maximum(held_2W[0] - memory, 0).sum()) if memory else 0.0
         used = {(self._specs[name].width, self._specs[name].mapping, kind) for name, kind in kinds.items()}
-        uneven = float(held.max() - held.mean()) / UNEVEN_BYTES
-        return over, float(moved.max()) + uneven + KIND_BYTES * len(used)
+        held_W = held_2W.sum(axis=0)
+        uneven = float(held_W.max() - held_W.mean()) / UNEVEN_BYTES
+        return over, float(moved_W.max()) + uneven + KIND_BYTES * len(used)
 
 
 def column_shards(spec: TableSpec, ranks: int) -> int:
@@ -153,13 +177,20 @@ def column_shards(spec: TableSpec, ranks: int) -> int:
     return spec.width // spec.split_width(ranks)
 
 
-def _whole(spec: TableSpec) -> Placed:
-    return Placed(spec.name, "table_wise", kernel_of(spec), table_boxes(spec, "table_wise", [0], 1))
+def _shard_bytes(spec: TableSpec, shards: int) -> tuple[int, int]:
+    """(on the device, on the host) of one of so many column shards; of the whole table with 1."""
+    columns = spec.width // shards
+    box = Box(0, 0, spec.rows, 0, columns)
+    return held_bytes(spec, kernel_of(spec), box)
 
 
 def _row_shares(spec: TableSpec, world_size: int) -> Floats:
     """Each rank's share of a table's rows, row-wise."""
-    units = spec.buckets if spec.is_bucketed else spec.rows
+    return _shares(spec.buckets if spec.is_bucketed else spec.rows, world_size)
+
+
+@lru_cache(maxsize=4096)
+def _shares(units: int, world_size: int) -> Floats:
     block = -(-units // world_size)
     shares: Floats = np.clip(units - block * np.arange(world_size), 0, block) / units
     return shares
@@ -189,11 +220,8 @@ def _fresh(allowed: Ints, taken: list[int]) -> Ints:
     return fewest
 
 
-def _emptiest(held: Floats, moved: Floats, scale: tuple[float, float], size: float, memory: int, at: Ints) -> int:
-    """The rank with least to hold and to do, among those with room; the one with most room where none has enough."""
-    if memory:
-        room = held[at] + size <= memory
-        if not room.any():
-            return int(at[np.argmin(held[at])])
-        at = at[room]
-    return int(at[np.argmin(held[at] / scale[0] + moved[at] / scale[1])])
+def _with_room(held_W: Floats, size: float, memory: int, at: Ints) -> Ints:
+    """The ranks among these that have room; the one with most where none has enough."""
+    room = held_W[at] + size <= memory
+    roomy: Ints = at[room] if room.any() else at[[np.argmin(held_W[at])]]
+    return roomy

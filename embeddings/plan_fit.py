@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from embeddings.config import Embeddings
 from embeddings.errors import PlanDoesNotFitError
-from embeddings.plan import codecs
-from embeddings.plan_choice import Cluster, choose, shares_to_try
-from embeddings.plan_load import Load, StepIds, total_load, unknown_ids
+from embeddings.plan_choice import Cluster, evenest, shares_to_try
 from embeddings.plan_report import PlanReport, human_bytes
 from embeddings.specs import RESERVED_ROWS, TableSpec
 
@@ -29,7 +26,7 @@ class Limits:
     host: int = 0
 
 
-def check_fit(report: PlanReport, limits: Limits, cluster: Cluster, config: Embeddings) -> None:
+def check_fit(report: PlanReport, limits: Limits, cluster: Cluster) -> None:
     """Raises PlanDoesNotFitError when some rank's tables take more than there is: which, by how much, what would help.
 
     cluster: of one group of ranks, its memory the limit of the device.
@@ -46,7 +43,7 @@ def check_fit(report: PlanReport, limits: Limits, cluster: Cluster, config: Embe
             problems.append(
                 f"rank {fullest}{others}: tables take {human_bytes(values[fullest])} of {human_bytes(limit)}{place}, "
                 f"{human_bytes(values[fullest] - limit)} too much ({_largest(report, fullest)}) → every rank's tables "
-                f"must fit → {'; '.join(Remedies(report, limits, cluster, config).lines(bool(place)))}"
+                f"must fit → {'; '.join(Remedies(report, limits, cluster).lines(bool(place)))}"
             )
     if problems:
         raise PlanDoesNotFitError(problems)
@@ -58,11 +55,11 @@ def _largest(report: PlanReport, rank: int) -> str:
 
 
 class Remedies:
-    """Each is tried on the largest tables first, on as few of them as are enough."""
+    """Each is tried on the largest tables first, on as few of them as are enough, with every table row-wise that may
+    be."""
 
-    def __init__(self, report: PlanReport, limits: Limits, cluster: Cluster, config: Embeddings) -> None:
+    def __init__(self, report: PlanReport, limits: Limits, cluster: Cluster) -> None:
         self._specs, self._limits, self._cluster = report.specs, limits, cluster
-        self._ids, self._codecs = report.step_ids, codecs(config)
         sizes = {table.name: sum(table.bytes) for table in report.tables}
         self._order = sorted(sizes, key=lambda name: (-sizes[name], name))
         self._load = report.load
@@ -111,14 +108,14 @@ class Remedies:
             return None
         for count in shares_to_try(len(changed))[1:]:
             names = list(changed)[:count]
-            load = self._planned(self._specs | {name: changed[name] for name in names})
-            if self._fits(load):
+            needed = self._needed(self._specs | {name: changed[name] for name in names})
+            if self._fits(needed):
                 break
-        freed = self._load.device.max() - load.device.max()
-        hosted = load.host.max() - self._load.host.max()
+        freed = float(self._load.device.max()) - needed[0]
+        hosted = needed[1] - float(self._load.host.max())
         if max(freed, -hosted) <= 0:
             return None
-        enough = self._fits(load)
+        enough = self._fits(needed)
         on_host = f", for {human_bytes(hosted)} of the host's" if hosted > 0 else ""
         won = human_bytes(freed if freed > 0 else -hosted)
         which = f"for {_named(names)}" if len(names) < len(self._specs) else "for all tables"
@@ -126,16 +123,17 @@ class Remedies:
 
     def _fewer_rows(self) -> tuple[str, bool]:
         """Of the fewest of the largest tables with which it works: how many they may have."""
-        for count in shares_to_try(len(self._order))[1:]:
+        counts = shares_to_try(len(self._order))[1:]
+        for count, share in [(count, share) for share in (0.5, 0.0) for count in counts]:
             names = self._order[:count]
-            if self._fits(self._planned(self._cut(names, 0.0))):
+            if self._fits(self._needed(self._cut(names, share))):  # half of few tables' rows, rather than all of fewer
                 break
         low, high = 0.0, 1.0
         for _ in range(10):
             middle = (low + high) / 2
-            low, high = (middle, high) if self._fits(self._planned(self._cut(names, middle))) else (low, middle)
+            low, high = (middle, high) if self._fits(self._needed(self._cut(names, middle))) else (low, middle)
         cut = self._cut(names, low)
-        if not self._fits(self._planned(cut)):
+        if not self._fits(self._needed(cut)):
             return "fewer rows do not help: the smallest tables are too wide", False
         if len(names) > NAMED_TABLES:
             return f"fewer rows: {low:.0%} of those of the {len(names)} largest tables, enough", True
@@ -147,9 +145,10 @@ class Remedies:
 
     def _more_ranks(self) -> tuple[str, bool]:
         def fits(world_size: int) -> bool:
-            return self._fits(self._planned(self._specs, world_size))
+            return self._fits(self._needed(self._specs, world_size))
 
-        least = max(1, -(-int(self._load.device.sum()) // max(1, self._limits.device)))
+        held = ((self._load.device, self._limits.device), (self._load.host, self._limits.host))
+        least = max(1, *(-(-int(values.sum()) // limit) for values, limit in held if limit))
         low, high = least - 1, least
         while not fits(high):
             low, high = high, 2 * high
@@ -160,15 +159,13 @@ class Remedies:
             low, high = (low, middle) if fits(middle) else (middle, high)
         return f"at least {high} ranks that share the tables, enough", True
 
-    def _planned(self, specs: Specs, world_size: int = 0) -> Load:
-        cluster = replace(self._cluster, world_size=world_size or self._cluster.world_size)
-        ids: StepIds = self._ids if not world_size else unknown_ids(specs, world_size)
-        placement = choose(specs, cluster, ids, self._codecs)
-        return total_load(placement, specs, ids, cluster.world_size, self._codecs)
+    def _needed(self, specs: Specs, world_size: int = 0) -> tuple[float, float]:
+        return evenest(specs, replace(self._cluster, world_size=world_size or self._cluster.world_size))
 
-    def _fits(self, load: Load) -> bool:
-        device = not self._limits.device or load.device.max() <= self._limits.device
-        return bool(device and (not self._limits.host or load.host.max() <= self._limits.host))
+    def _fits(self, needed: tuple[float, float]) -> bool:
+        device, host = needed
+        in_device = not self._limits.device or device <= self._limits.device
+        return in_device and (not self._limits.host or host <= self._limits.host)
 
 
 def _with_rows(spec: TableSpec, share: float) -> TableSpec:

@@ -70,13 +70,13 @@ def wire_bytes(codec: str, columns: int) -> int:
     return CODEC_BYTES[codec] * columns + (INT8_ROW_BYTES if codec == "int8" else 0)
 
 
-def held_bytes(spec: TableSpec, placed: Placed, box: Box) -> tuple[int, int]:
+def held_bytes(spec: TableSpec, kernel: str, box: Box) -> tuple[int, int]:
     """(on the device, on the host) of a box, rows and optimizer state. On CPU the device is the host."""
     weights = weight_bytes(spec, box.rows, box.columns)
     both = weights + optimizer_bytes(spec.optimizer, box.rows, box.columns)
-    if placed.kernel == "fused":
+    if kernel == "fused":
         return both, 0
-    return (round(CACHE_SHARE * weights) if placed.kernel == "fused_uvm_caching" else 0), both
+    return (round(CACHE_SHARE * weights) if kernel == "fused_uvm_caching" else 0), both
 
 
 def assumed_ids(schema: Schema, specs: dict[str, TableSpec], global_rows: int, world_size: int) -> StepIds:
@@ -155,7 +155,7 @@ def table_load(spec: TableSpec, placed: Placed, ids: StepIds, world_size: int, c
     rank_B = np.array([box.rank for box in placed.boxes])
     share_B = np.array([box.rows for box in placed.boxes]) / spec.rows
     per_row_B = np.array([_row_bytes(spec, box.columns, codecs) for box in placed.boxes])
-    held_B2 = np.array([held_bytes(spec, placed, box) for box in placed.boxes], float)
+    held_B2 = np.array([held_bytes(spec, placed.kernel, box) for box in placed.boxes], float)
     weight_B, state_B, row_B, gradient_B = per_row_B.T
     read_B = world_size * asked * share_B * weight_B
     updated_B = 2 * distinct * share_B * (weight_B + state_B)

@@ -181,7 +181,7 @@ def make(config: Config, options: PlanOptions) -> Planned:
     size = make_groups(config.embeddings.replicas, world_size).size
     cluster = Cluster(size, min(local, size), options.device, room)
     try:
-        check_fit(tables, Limits(cluster.memory, options.host_memory // local), cluster, config.embeddings)
+        check_fit(tables, Limits(cluster.memory, options.host_memory // local), cluster)
     except PlanDoesNotFitError as error:
         problems = error.problems
     time = estimate(tables, work, cost, parameters, hardware, local, config.schema)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from embeddings.plan import report
+from embeddings.plan import anywhere, report
 from embeddings.plan_load import assumed_ids
 from pipelines.footer_cache import FooterCache
 from pipelines.segments import Segment
@@ -142,7 +142,9 @@ def _steps_before(job: Job) -> int:
 def run_evaluation(job: Job, rows: str = "") -> dict[str, Any] | None:
     """The newest checkpoint of `job.run_dir` on its evaluation segments, or on all of `rows`. Returns metrics per task
     on rank 0."""
-    with start(job.config.launch.timeout_seconds, job.threads, job.config.embeddings.replicas) as runtime:
+    # It may run on other machines and fewer ranks than the model was trained on.
+    job = replace(job, config=replace(job.config, embeddings=anywhere(job.config.embeddings)))
+    with start(job.config.launch.timeout_seconds, job.threads) as runtime:
         run_dir = RunDir(job.run_dir)
         config = job.config
         segments = shared_segments(config.data, runtime).eval

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from embeddings.config import Embeddings
 from embeddings.errors import PlanDoesNotFitError
 from embeddings.plan_choice import Cluster
 from embeddings.plan_fit import Limits, check_fit
@@ -20,12 +19,12 @@ def refusal(limit: int, device: str = "cpu", host: int = 0, specs: dict[str, Tab
     """The lines about 2 ranks that do not fit."""
     planned = report_of(2, device=device, memory=limit, specs=specs)
     with pytest.raises(PlanDoesNotFitError) as caught:
-        check_fit(planned, Limits(limit, host), Cluster(2, 2, device, limit), Embeddings())
+        check_fit(planned, Limits(limit, host), Cluster(2, 2, device, limit))
     return caught.value.problems
 
 
 def test_what_fits_passes_and_what_does_not_says_which_and_by_how_much() -> None:
-    check_fit(report_of(2, memory=50 * MIB), Limits(50 * MIB), Cluster(2, 2, "cpu", 50 * MIB), Embeddings())
+    check_fit(report_of(2, memory=50 * MIB), Limits(50 * MIB), Cluster(2, 2, "cpu", 50 * MIB))
     (line,) = refusal(20 * MIB)
     excess = (max(report_of(2, memory=20 * MIB).bytes) - 20 * MIB) / MIB
     assert f"{excess:.1f} MiB too much" in line

@@ -1,14 +1,18 @@
-"""Tables in 2D: groups of ranks that hold a copy each train what one copy would, and are saved as one."""
+"""Tables in 2D: groups of ranks that hold a copy each train what one copy would, and are saved as one. And a plan that
+is given back is trained by."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from embeddings.config import Table
+from embeddings.config import Embeddings, Table
+from embeddings.plan import anywhere, make_placement, report
+from embeddings.specs import table_specs
 from tests.pipelines.rows import write_segments
 from tests.trainer.runs import Run, differing, newest_state, saved_tensors, tiny_config, train_all
 from trainer.checkpoint import manifest
@@ -35,8 +39,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def run(name: str, embeddings: dict[str, Any], resume: Any = "never", **sections: Any) -> Run:
         return Run(tiny_config(rows, embeddings=embeddings, **sections), folder / name, resume)
 
+    elsewhere = {"tables": TABLES | {"tags": Table(rows=50, sharding="table_wise", ranks=(1,))}}
+    pinned = tiny_config(rows, embeddings=ALONE | elsewhere)
+    specs = table_specs(pinned.schema, pinned.embeddings)
+    placement = make_placement(specs, 2, config=pinned.embeddings)
+    (folder / "plan.json").write_text(json.dumps(report(placement, specs, pinned.embeddings, 2).to_json()))
     often = {"every_steps": 2, "keep": 9}
-    train_all([run("alone", ALONE)], 1)
+    train_all([run("alone", ALONE), run("alone, short", ALONE, train={"max_steps": 3})], 1)
     train_all(
         [
             run("two copies", COPIES),
@@ -44,16 +53,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             run("later, stopped", LATER, train={"max_steps": 6}),
             run("later, stopped", LATER, "must", checkpoint=often),
             run("adagrad", COPIES | {"optimizer": "rowwise_adagrad"}),
+            run("given back", ALONE | {"plan": str(folder / "plan.json")}),
         ],
         2,
     )
-    train_all([run("two groups of two", COPIES)], 4)
+    train_all([run("two groups of two", COPIES, train={"max_steps": 3})], 4)
     return folder
 
 
-@pytest.mark.parametrize("name", ["two copies", "two groups of two"])
-def test_copies_averaged_every_step_are_one_copy_trained_on_all(runs: Path, name: str) -> None:
-    assert differing(saved_tensors(runs / "alone"), saved_tensors(runs / name), tolerance=2e-6) == []
+@pytest.mark.parametrize(("alone", "name"), [("alone", "two copies"), ("alone, short", "two groups of two")])
+def test_copies_averaged_every_step_are_one_copy_trained_on_all(runs: Path, alone: str, name: str) -> None:
+    assert differing(saved_tensors(runs / alone), saved_tensors(runs / name), tolerance=2e-6) == []
 
 
 def test_copies_do_train_apart_in_between(runs: Path) -> None:
@@ -86,3 +96,25 @@ def test_states_are_averaged_too(runs: Path) -> None:
     states = {n: t for n, t in saved_tensors(runs / "adagrad").items() if n.startswith("tables/") and "weight" not in n}
     assert states
     assert all(bool((state > 0).any()) for state in states.values())
+
+
+def test_a_plan_given_back_is_trained_by(runs: Path) -> None:
+    """Its `tags` are on rank 1, where they would not be put."""
+    given, used, chosen = (
+        json.loads(path.read_text())
+        for path in (runs / "plan.json", RunDir(runs / "given back").plan_json, RunDir(runs / "two copies").plan_json)
+    )
+    assert _boxes(used) == _boxes(given)
+    assert _boxes(used)["tags"] == [(1, 0, 50, 0, 8)]
+    assert (chosen["world_size"], chosen["replicas"]) == (2, 2)
+    assert differing(saved_tensors(runs / "alone"), saved_tensors(runs / "given back"), tolerance=2e-6) == []
+
+
+def _boxes(plan: dict[str, Any]) -> dict[str, list[tuple[int, ...]]]:
+    return {table["name"]: [tuple(shard.values()) for shard in table["shards"]] for table in plan["tables"]}
+
+
+def test_evaluation_is_not_bound_to_the_machines_of_training() -> None:
+    tables = {"a": Table(rows=9, sharding="column_wise", ranks=(5,), kernel="fused_uvm")}
+    freed = anywhere(Embeddings(replicas=4, plan="plan.json", kernel="fused_uvm_caching", tables=tables))
+    assert freed == Embeddings(tables={"a": Table(rows=9, sharding="column_wise")})
