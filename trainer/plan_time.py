@@ -78,7 +78,7 @@ def estimate(
         "rows on the host": float(load.uvm.max()) / (ATTAINED["link"] * hardware.host_bandwidth),
         "exchange of rows": float(load.busiest.max()) / link + calls * hardware.call,
         "dense all-reduce": dense / _link(hardware, report.world_size, local_world_size),
-        "averaging copies": report.sync_bytes / report.sync_steps / (ATTAINED["link"] * hardware.network),
+        "averaging copies": report.sync_bytes / report.sync_steps / _between_copies(hardware, report, local_world_size),
     }
     return StepTime({part: seconds for part, seconds in parts.items() if seconds}, rows, _rows_per_core(work, schema))
 
@@ -89,6 +89,12 @@ def _link(hardware: Hardware, ranks: int, local_world_size: int) -> float:
         return ATTAINED["link"] * hardware.link
     abroad = (ranks - local_world_size) / (ranks - 1)
     return ATTAINED["link"] / max(abroad / hardware.network, (1 - abroad) / hardware.link)
+
+
+def _between_copies(hardware: Hardware, report: PlanReport, local_world_size: int) -> float:
+    """Copies lie on ranks far apart: on other hosts, unless one host has them all."""
+    alone = report.world_size <= local_world_size
+    return ATTAINED["link"] * (hardware.link if alone else hardware.network)
 
 
 def _rows_per_core(work: Work, schema: Schema) -> float:

@@ -32,6 +32,8 @@ NOT_RUN = {
     "tokenformer train --config trainer/configs/movielens.toml": "takes minutes; docs/real_run.py runs it",
     "tokenformer evaluate --run runs/run --data": "twice the same verb is too slow",
     "tokenformer data prepare --config run.toml": "needs somebody's log; tests/pipelines/test_prepare_change.py",
+    "tokenformer plan": "plans a cluster; tests/trainer/test_plan_verb.py",
+    "tokenformer train --config run.toml --plan": "needs that cluster; tests/trainer/test_copies.py",
     "python -c": "needs somebody's flat file, or bad rows",
     "tokenformer audit": "shows a run that was killed, and one whose record was cut; tests/trainer/test_audit.py",
     "tokenformer checkpoint": "needs a run with several checkpoints; tests/trainer/test_checkpoint_verbs.py",
