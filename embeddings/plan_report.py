@@ -103,7 +103,7 @@ class PlanReport:
 
     @property
     def sync_bytes(self) -> float:
-        """What the fullest rank sends when the groups are averaged (a ring's share): rows and state, as fp32."""
+        """What the fullest rank sends at most when the groups are averaged (a ring's share): all rows and state."""
         values = max(float(rank) for rank in self.bytes)
         return 2 * (self.replicas - 1) / self.replicas * values
 
@@ -162,7 +162,7 @@ class PlanReport:
         if self.replicas > 1:
             lines.append(
                 f"replicas  {self.replicas} groups of {self.size} ranks hold all tables each (shown: the first); "
-                f"averaged every {self.sync_steps} step(s), {human_bytes(self.sync_bytes)} sent by a rank"
+                f"averaged every {self.sync_steps} step(s), at most {human_bytes(self.sync_bytes)} sent by a rank"
             )
         return lines
 

@@ -44,14 +44,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     specs = table_specs(pinned.schema, pinned.embeddings)
     placement = make_placement(specs, 2, config=pinned.embeddings)
     (folder / "plan.json").write_text(json.dumps(report(placement, specs, pinned.embeddings, 2).to_json()))
-    often = {"every_steps": 2, "keep": 9}
+    often = {"every_steps": 2, "keep": 9, "full_every": 9}
     train_all([run("alone", ALONE), run("alone, short", ALONE, train={"max_steps": 3})], 1)
     train_all(
         [
             run("two copies", COPIES),
             run("later", LATER, checkpoint=often),
             run("later, stopped", LATER, train={"max_steps": 6}),
-            run("later, stopped", LATER, "must", checkpoint=often),
+            run("later, stopped", LATER, "must"),
             run("adagrad", COPIES | {"optimizer": "rowwise_adagrad"}),
             run("given back", ALONE | {"plan": str(folder / "plan.json")}),
         ],
@@ -79,7 +79,13 @@ def test_checkpoints_wait_for_a_step_at_which_the_copies_are_equal(runs: Path) -
     assert newest_state(runs / "later").step == 8
 
 
-def test_resumed_equals_never_stopped(runs: Path) -> None:
+def test_resumed_equals_never_stopped_and_differences_hold_what_other_copies_touched(runs: Path) -> None:
+    """The one ends in a full checkpoint, the other in a difference to a difference."""
+    bases = []
+    for name in ("later", "later, stopped"):
+        bases.append(manifest.read_commit(RunDir(runs / name).require_latest()).base)
+    assert bases[0] is not None
+    assert bases[1] is None
     assert differing(saved_tensors(runs / "later"), saved_tensors(runs / "later, stopped")) == []
 
 
