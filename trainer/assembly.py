@@ -111,8 +111,5 @@ def assemble(config: Config, runtime: Runtime) -> Assembly:
         layout=layout,
         plan=plan,
         touched=touched,
-<<<<<<< HEAD
-=======
         copies=Copies(model, specs, touched, runtime, config.embeddings.replica_sync_steps),
->>>>>>> 0669548 (plan verb: bytes held and moved by rank, unique ids counted from real batches, an estimate of a step with its bottleneck; tables in 2D: groups of ranks train copies that are averaged)
     )
