@@ -15,8 +15,8 @@ from embeddings.idmap import IdMapper
 from embeddings.init import initialise
 from embeddings.optim import fuse_optimizer
 from embeddings.plan import make_plan
-from embeddings.reset import RowResetter
 from embeddings.plan_load import assumed_ids
+from embeddings.reset import RowResetter
 from embeddings.sharders import sharders
 from embeddings.specs import TableSpec, table_specs
 from embeddings.tables import Tables, key_order
