@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.checkpoint.folder import COMMIT, Location, StepDir, below, located, step_dirs, step_name
+from trainer.checkpoint.folder import COMMIT, Location, StepDir, below, located, spoken, step_dirs, step_name
 from trainer.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -101,8 +101,8 @@ class RunDir:
                     folder.mkdir(parents=True, exist_ok=True)
             if resume == "never" and (there := self.step_dirs()):
                 raise ConfigError(
-                    f"[checkpoint] store = '{self.checkpoints}' holds {there[-1].name} → a store is one run's alone → "
-                    "name another, or go on with that run by --resume auto"
+                    f"[checkpoint] store = '{spoken(self.checkpoints)}' holds {there[-1].name} → a store is one run's "
+                    "alone → name another, or go on with that run by --resume auto"
                 )
         except OSError as error:
             raise ConfigError(
@@ -117,7 +117,7 @@ class RunDir:
         latest = self.require_latest() if resume == "must" else self.latest()
         if incomplete := self._incomplete():
             log.warning("ignored: checkpoints without %s, their writing was interrupted: %s", COMMIT, incomplete)
-        log.info("resume: %s", f"from {latest}" if latest else "no complete checkpoint yet: from the beginning")
+        log.info("resume: %s", f"from {spoken(latest)}" if latest else "no complete checkpoint yet: from the beginning")
         return latest
 
     def require_latest(self) -> Location:

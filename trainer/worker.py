@@ -23,6 +23,7 @@ from trainer import logs, machine
 from trainer.assembly import Assembly, assemble
 from trainer.checkpoint import manifest
 from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.folder import spoken
 from trainer.checkpoint.state import read_state
 from trainer.config import Config, dump_config
 from trainer.consumed import open_recorder
@@ -162,7 +163,7 @@ def run_evaluation(job: Job, rows: str = "") -> dict[str, Any] | None:
             path = trainer.newest_good(run_dir) or run_dir.require_latest()
             trainer.resume(path)
             evaluator(assembly.model, trainer.state)
-            result = telemetry.finish() | {"places": {"run directory": job.run_dir, "checkpoint": str(path)}}
+            result = telemetry.finish() | {"places": {"run directory": job.run_dir, "checkpoint": spoken(path)}}
             telemetry.close()
         return result if runtime.is_first else None
 

@@ -3,6 +3,7 @@ bit."""
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,33 @@ def _failures_on_one_rank(rank: int, folder: str) -> list[str]:
         _checkpointer(f"{folder}/blocked").save(
             CheckpointState(step=1, data_schema=SCHEMA), lambda: {"w": whole(torch.ones(2))}
         )
-    return damaged.value.problems + blocked.value.problems
+    return damaged.value.problems + blocked.value.problems + _failing_beside_training(rank, folder)
+
+
+def _failing_beside_training(rank: int, folder: str) -> list[str]:
+    """Rank 1 cannot write: the next save says so on both, and the run has no such checkpoint."""
+    from tests.checkpoint.live_model import LiveModel
+    from trainer.checkpoint.folder import Folder
+
+    model = LiveModel()
+    background = torch.distributed.new_group(backend="gloo")
+    run_dir = RunDir(f"{folder}/full")
+    checkpointer = Checkpointer(run_dir, Checkpoint(), touched=model.touched, background=background)
+    assert checkpointer.is_async
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+
+            def full(self: Folder, name: str) -> Any:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            patch.setattr(Folder, "sink", full)
+        checkpointer.begin(CheckpointState(step=1, data_schema=SCHEMA), model.held)
+        model.update([1, 2])
+        with pytest.raises(CheckpointError, match=r"rank_00001_000\.safetensors cannot be written") as failed:
+            checkpointer.begin(CheckpointState(step=2, data_schema=SCHEMA), model.held)
+    torch.distributed.barrier()  # rank 0 has removed what there was
+    assert run_dir.step_dirs() == []
+    return failed.value.problems
 
 
 def _load(rank: int, world_size: int, folder: str) -> dict[str, Any]:
@@ -114,7 +141,7 @@ def _as_seen_by(state: dict[str, Any], saved_as: str, loaded_as: str) -> dict[st
 def test_any_plan_and_world_size_loads_what_any_other_saved(tmp_path: Path) -> None:
     saved, other = run_ranks(_train_and_save, 2, str(tmp_path), timeout=240)
     assert saved["damaged"] == other["damaged"]
-    assert [line.count(" → ") for line in saved["damaged"]] == [2, 2]
+    assert [line.count(" → ") for line in saved["damaged"]] == [2, 2, 2]
     for sharding in SHARDINGS:
         at_save, after_load, went_on, resumed = saved[sharding]
         assert len(at_save) == 2 * 2 + 2 + 2 * 3

@@ -70,7 +70,7 @@ def train_runs(rank: int, world_size: int, runs: list[Run]) -> list[dict[str, An
     results = []
     for run in runs:
         if rank == 0:
-            RunDir(run.run_dir).prepare(run.resume)
+            RunDir(run.run_dir, run.config.checkpoint.store).prepare(run.resume)
         dist.barrier()
         parent = None if run.init_from is None else str(run.init_from)
         config = run.config

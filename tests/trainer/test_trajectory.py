@@ -29,6 +29,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensors]:
 
     shuffled = {"order": "shuffle", "epochs": 2}
     dropped = {"dropout": 0.3}
+    often = {"every_steps": 1, "full_every": 4, "keep": 9}
     by_world_size = {
         2: [
             run("two"),
@@ -45,6 +46,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensors]:
             run("dropout", model=dropped),
             run("dropout, stopped", model=dropped, train={"max_steps": 3}),
             run("dropout, stopped", "must", model=dropped),
+            run("differences", train={"max_steps": 3}, checkpoint=often),
+            run("differences", "must", checkpoint=often),
+            run("differences, three", train={"max_steps": 3}, checkpoint=often),
         ],
         1: [
             run("one"),
@@ -53,7 +57,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensors]:
             run("shuffled, cut", data=shuffled, train={"max_steps": 9}),
             run("shuffled, cut", "must", data=shuffled),
         ],
-        3: [run("three"), run("two, one, three", "must"), run("two, three", "must")],
+        3: [
+            run("three"),
+            run("two, one, three", "must"),
+            run("two, three", "must"),
+            run("differences, three", "must", checkpoint=often),
+        ],
     }
     for world_size, runs in by_world_size.items():
         train_all(runs, world_size)
@@ -78,6 +87,12 @@ def test_resumed_equals_never_stopped(trained: dict[str, Tensors], run: str) -> 
 @pytest.mark.parametrize("run", ["two, one, three", "two, three"])
 def test_resumed_on_other_ranks_goes_on_with_the_same_batches(trained: dict[str, Tensors], run: str) -> None:
     assert differing(trained["two"], trained[run], tolerance=2e-5) == []
+
+
+def test_a_chain_of_differences_resumes_as_full_checkpoints_do(trained: dict[str, Tensors]) -> None:
+    """Written beside the training, on the same ranks and on others."""
+    assert differing(trained["two"], trained["differences"]) == []
+    assert differing(trained["two, three"], trained["differences, three"]) == []
 
 
 def test_two_days_in_two_runs_equal_one_run(trained: dict[str, Tensors]) -> None:

@@ -19,7 +19,7 @@ from pipelines.schema import Schema
 from trainer.checkpoint import manifest
 from trainer.checkpoint.agreement import agree, gather
 from trainer.checkpoint.blocks import id_maps, small_blocks, table_blocks
-from trainer.checkpoint.folder import COMMIT, Folder, Location, name_of
+from trainer.checkpoint.folder import COMMIT, Folder, Location, name_of, spoken
 from trainer.checkpoint.inflight import InFlight, Saved
 from trainer.checkpoint.manifest import Base, Commit, DamagedError
 from trainer.checkpoint.reading import SavedTensors
@@ -165,7 +165,7 @@ class Checkpointer:
                         log.warning("passed over: %s", line)
                 continue
             if passed and self.rank == 0:
-                log.warning("the newest good checkpoint is %s", found.path)
+                log.warning("the newest good checkpoint is %s", spoken(found.path))
             self._checked = found.path
             return found.path
         if passed:

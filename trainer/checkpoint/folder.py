@@ -23,6 +23,7 @@ from pipelines.retries import READ_RETRIES, retrying
 
 COMMIT = "COMMIT"
 PIECE = 1 << 23  # bytes read at a time where a whole file goes by
+_KEYS = re.compile(r"://[^/@]*@")
 _STEP_DIR = re.compile(r"step_(\d{8,})")
 
 Location = Path | str  # a Path on a disk that every rank sees, else a URI
@@ -45,6 +46,11 @@ class StepDir:
 def name_of(location: Location) -> str:
     """The last part of a path or URI, without the options of its store."""
     return str(location).partition("?")[0].rstrip("/").rpartition("/")[2]
+
+
+def spoken(location: Location) -> str:
+    """For messages: without the options of its store, and without the keys that a URI may hold."""
+    return _KEYS.sub("://", str(location).partition("?")[0])
 
 
 def step_name(step: int) -> str:
@@ -104,7 +110,7 @@ class Folder:
         self._inner = self._inner.rstrip("/")
 
     def __str__(self) -> str:
-        return str(self.location).partition("?")[0]
+        return spoken(self.location)
 
     def create(self) -> None:
         """Makes it, empty: what an interrupted save left there goes."""

@@ -66,12 +66,13 @@ class SavedTensors:
         path = sibling(self.path, base.name)
         try:
             found = hashlib.sha256(Folder(path).read(COMMIT)).hexdigest()
-        except OSError as error:
-            found = type(error).__name__
+        except OSError:
+            found = ""
         if found != base.sha256:
+            why = "is not the one it was written for" if found else f"has no {COMMIT}"
             raise DamagedError(
-                f"checkpoint {self._folder}: its base {base.name} is not the one it was written for ({found[:16]}) → a "
-                "difference is read over its own base → use an older one"
+                f"checkpoint {self._folder}: its base {base.name} {why} → a difference is read over its own base → use "
+                "an older one"
             )
         return SavedTensors(path)
 
@@ -82,7 +83,7 @@ class SavedTensors:
         if len(problems) > MAX_LINES:
             left_out = len(problems) - MAX_LINES + 1
             problems[MAX_LINES - 1 :] = [
-                f"checkpoint {self.path}: {left_out} more tensors do not fit → the model must be the one that was "
+                f"checkpoint {self._folder}: {left_out} more tensors do not fit → the model must be the one that was "
                 "saved → use the run's own config.toml"
             ]
         return problems
@@ -167,19 +168,19 @@ class SavedTensors:
         record = self.tensors.get(name)
         if record is None:
             return (
-                f"checkpoint {self.path}: tensor {name} is missing → the model is not the one that saved → use the "
+                f"checkpoint {self._folder}: tensor {name} is missing → the model is not the one that saved → use the "
                 "run's own config.toml"
             )
         size, dtype = tuple(record.size), str(held.dtype).removeprefix("torch.")
         both_row_states = is_row_state(name, size) and is_row_state(name, held.size) and size[0] == held.size[0]
         if size != held.size and not both_row_states:
             return (
-                f"checkpoint {self.path}: tensor {name} is {list(size)}, the model's is {list(held.size)} → sizes must "
-                "agree → use the run's own config.toml"
+                f"checkpoint {self._folder}: tensor {name} is {list(size)}, the model's is {list(held.size)} → sizes "
+                "must agree → use the run's own config.toml"
             )
         if record.dtype != dtype:
             return (
-                f"checkpoint {self.path}: tensor {name} is {record.dtype}, the model's is {dtype} → a resumed run "
+                f"checkpoint {self._folder}: tensor {name} is {record.dtype}, the model's is {dtype} → a resumed run "
                 "keeps its dtypes → use the run's own config.toml, or --init-from, which converts"
             )
         saved, wanted = sum(math.prod(chunk.sizes) for chunk in record.chunks), math.prod(size)
@@ -187,7 +188,7 @@ class SavedTensors:
             return self.base._problem(name, held)
         if saved != wanted:
             return (
-                f"checkpoint {self.path}: {saved} of {wanted} values of {name} were saved → all are needed → use an "
+                f"checkpoint {self._folder}: {saved} of {wanted} values of {name} were saved → all are needed → use an "
                 "older checkpoint"
             )
         return ""

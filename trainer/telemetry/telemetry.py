@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from trainer.checkpoint.folder import Location, name_of
+from trainer.checkpoint.folder import Location, name_of, spoken
 from trainer.config_sections import Telemetry as TelemetryConfig
 from trainer.run_dir import RunDir
 from trainer.telemetry import console, jsonl
@@ -116,7 +116,7 @@ class Telemetry:
             "run directory": run.path,
             "curves": run.tensorboard,
             "numbers": run.metrics,
-            "checkpoint": run.latest(),
+            "checkpoint": None if (newest := run.latest()) is None else spoken(newest),
         }
         return {
             "step": train.step if train else None,
