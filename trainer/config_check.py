@@ -15,7 +15,7 @@ from pipelines.downsampling_check import check_downsampling
 from pipelines.footers import read_columns
 from pipelines.schema import INPUT_ROLES, Schema
 from pipelines.schema_check import check_schema
-from trainer.config_sections import Init, Launch, Optim
+from trainer.config_sections import Checkpoint, Init, Launch, Optim, Train
 
 
 def contradictions(sections: Mapping[str, Any]) -> list[str]:
@@ -138,6 +138,25 @@ def _workers(data: Data, launch: Launch) -> list[str]:
     return problems
 
 
+def _best(schema: Schema, train: Train, checkpoint: Checkpoint) -> list[str]:
+    """Checkpoints that nothing would score, or by a task that there is not."""
+    if not checkpoint.keep_best:
+        return []
+    problems = []
+    if not train.eval_every:
+        problems.append(
+            f"checkpoint.keep_best = {checkpoint.keep_best} but train.eval_every = 0 → a checkpoint is scored by an "
+            "evaluation under way → set train.eval_every, or keep_best = 0"
+        )
+    task, dot, _ = checkpoint.best.rpartition(".")
+    if dot and task not in schema.tasks:
+        problems.append(
+            f"checkpoint.best = '{checkpoint.best}' → TASK.METRIC of one of the tasks: {', '.join(schema.tasks)} → "
+            "correct the task's name"
+        )
+    return problems
+
+
 CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
     (("schema",), check_schema),
     (("schema", "embeddings"), _tables),
@@ -149,4 +168,5 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
     (("init",), _init),
     (("schema", "embeddings", "init"), _init_ids),
     (("data", "launch"), _workers),
+    (("schema", "train", "checkpoint"), _best),
 )

@@ -102,7 +102,7 @@ class Checkpoint(Frozen):
     store: str = ""
     keep: int = Field(default=3, gt=0)
     keep_best: int = Field(default=0, ge=0)
-    best: str = "ne"
+    best: str = Field(default="ne", pattern=r"^(.+\.)?(ne|loss|auc|gauc)$")
     keep_segments: int = Field(default=0, ge=0)
 
 

@@ -114,19 +114,16 @@ class Checkpointer:
         that one, or this one, could not be written.
         """
         started = time.perf_counter()
-        self._settle()
+        waited = self._settle()
         if state.step == self.last_step:
             return time.perf_counter() - started
         writing = self._prepare(state, tensors(), dict(scores or {}))
         self._in_flight = writing
         self.last_step, self._last_time = state.step, self.clock()
-        if self.is_async:
-            writing.start()
-        else:
-            writing.run()
-            self._settle()
-        writing.stall_seconds = time.perf_counter() - started
-        return writing.stall_seconds
+        frozen = time.perf_counter() - started
+        writing.stall_seconds = frozen - waited
+        writing.start()
+        return frozen if self.is_async else frozen + self._settle()
 
     def poll(self) -> list[Saved]:
         """What has been committed since the last call, on this rank; waits for nothing and raises nothing."""
@@ -250,13 +247,17 @@ class Checkpointer:
             return
         self._base, self._since_full, self._maps = path, since_full, maps
 
-    def _settle(self) -> None:
+    def _settle(self) -> float:
+        """Waits for the one in flight; returns the seconds it took. Raises what its writing raised."""
         writing, self._in_flight = self._in_flight, None
         if writing is None:
-            return
-        if not writing.ended and self.rank == 0:
+            return 0.0
+        if not writing.ended and self.is_async and self.rank == 0:
             log.info("the checkpoint of step %d is still being written: training waits for it", writing.step)
+        seconds = writing.join()
+        writing.stall_seconds += seconds
         self._done.append(writing.result())
+        return seconds
 
 
 def _same(one: Location, other: Location) -> bool:

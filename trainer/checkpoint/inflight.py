@@ -1,4 +1,4 @@
-"""A checkpoint that is being written, by a thread of its own or by the one that trains."""
+"""A checkpoint that is being written by a thread of its own, which the one that trains may wait for."""
 
 from __future__ import annotations
 
@@ -49,12 +49,8 @@ class InFlight:
         self.stall_seconds = 0.0
 
     def start(self) -> None:
-        """In a thread of its own."""
+        """From here on it is being written."""
         self._thread.start()
-
-    def run(self) -> None:
-        """In the caller's."""
-        self._run()
 
     @property
     def ended(self) -> bool:
@@ -64,9 +60,14 @@ class InFlight:
     def failed(self) -> bool:
         return self.ended and self._error is not None
 
-    def result(self) -> Saved:
-        """Waits for the end. Raises what the writing raised."""
+    def join(self) -> float:
+        """Waits for the end; returns the seconds it took."""
+        started = time.perf_counter()
         self._ended.wait()
+        return time.perf_counter() - started
+
+    def result(self) -> Saved:
+        """After the end. Raises what the writing raised."""
         if self._error is not None:
             raise self._error
         stall = self.stall_seconds + self._snapshot.waited_seconds
