@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from embeddings.buckets import bucket_of
 from embeddings.held import Held
 from embeddings.specs import RESERVED_ROWS, TableSpec
-from embeddings.vocabulary import bucket_of
 from pipelines.batch import Int64
 from trainer.checkpoint.reading import BLOCK_BYTES, SavedTensors
 from trainer.init_rows import Dealt
