@@ -113,6 +113,7 @@ class Telemetry(Frozen):
     host: where it listens; loopback by default.
     linger_seconds: the endpoint stays that long after the end, so that the final values are scraped.
     tensorboard: curves in the run directory.
+    tables_every: steps between two looks at the health of the tables; 0 = off.
     """
 
     prometheus: bool = True
@@ -120,6 +121,7 @@ class Telemetry(Frozen):
     port: int = Field(default=0, ge=0, le=65535)
     linger_seconds: float = Field(default=0.0, ge=0)
     tensorboard: bool = True
+    tables_every: int = Field(default=100, ge=0)
 
 
 class Launch(Frozen):

@@ -18,6 +18,7 @@ from pipelines.windows import Pass
 from trainer.bad_share import BadShare
 from trainer.device_batch import RequestBatch, StepInfo, wrap
 from trainer.runtime import Runtime
+from trainer.table_health import TableHealth
 
 
 class Feed(Iterator[RequestBatch]):
@@ -26,7 +27,8 @@ class Feed(Iterator[RequestBatch]):
     batches: this rank's, None = there are none left. step: of the last optimizer step done; the next batch is for the
     one after it. train: whether the id maps learn; if not, ids are mapped as they were after `step`. wants: (stop,
     save): what this rank would like; any rank's wish becomes all ranks' at the same step.
-    bad_share: fails the run where too many rows are bad, on all ranks.
+    bad_share: fails the run where too many rows are bad, on all ranks. health: of the tables, told what ids were mapped
+    to in training.
     wait_seconds: time spent waiting for the reader since it was last reset. read_retries: of this rank's batches.
     stopping, saving: what was agreed.
     """
@@ -41,10 +43,11 @@ class Feed(Iterator[RequestBatch]):
         train: bool = True,
         wants: Callable[[], tuple[bool, bool]] = lambda: (False, False),
         bad_share: BadShare | None = None,
+        health: TableHealth | None = None,
     ) -> None:
         self._batches, self._mapper, self._tasks = batches, mapper, tasks
         self._runtime, self._train, self._wants = runtime, train, wants
-        self._step, self._bad_share = step, bad_share
+        self._step, self._bad_share, self._health = step, bad_share, health
         self.wait_seconds = 0.0
         self.read_retries = 0
         self.stopping = False
@@ -53,6 +56,8 @@ class Feed(Iterator[RequestBatch]):
         self._is_over = False
         if train:
             mapper.mark(step)
+        if health is not None:
+            health.start()
 
     def __next__(self) -> RequestBatch:
         if self._ahead:
@@ -77,6 +82,8 @@ class Feed(Iterator[RequestBatch]):
         self._step += 1
         rows = self._mapper.rows_of(batch.tables, train=True, now=self._info.data_through)
         self._mapper.mark(self._step)
+        if self._health is not None:
+            self._health.mapped(self._step, batch.tables, rows)
         return rows
 
     def close(self) -> None:
@@ -163,6 +170,7 @@ def open_feed(
     step: int = 0,
     train: bool = True,
     wants: Callable[[], tuple[bool, bool]] = lambda: (False, False),
+    health: TableHealth | None = None,
 ) -> Feed:
     """The feed of what comes after the global batch at `done` (None = of the whole pass). Raises DataError when data
     and position differ."""
@@ -171,4 +179,4 @@ def open_feed(
     stream = None if over else batches(pass_, runtime.world_size, runtime.rank, start, executor)
     folder = pass_.reading.quarantine
     bad_share = BadShare(pass_.data.max_bad_share, folder) if folder else None
-    return Feed(stream, mapper, tuple(pass_.schema.tasks), runtime, step, train, wants, bad_share)
+    return Feed(stream, mapper, tuple(pass_.schema.tasks), runtime, step, train, wants, bad_share, health)

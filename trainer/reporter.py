@@ -19,6 +19,7 @@ from trainer.gate import GradientGate
 from trainer.metrics.streaming import GlobalMetrics, TaskMetrics
 from trainer.recommender import Outputs
 from trainer.runtime import Runtime
+from trainer.table_health import TableHealth
 from trainer.telemetry.jsonl import task_values
 from trainer.telemetry.records import TrainRecord
 from trainer.telemetry.telemetry import Telemetry
@@ -39,9 +40,11 @@ class Reporter:
         checkpointer: Checkpointer,
         optimizer: DenseOptimizer,
         gate: GradientGate,
+        health: TableHealth | None = None,
     ) -> None:
         self._config, self._runtime, self._telemetry = config, runtime, telemetry
         self._checkpointer, self._optimizer, self._gate = checkpointer, optimizer, gate
+        self._health = health
         self._metrics = TaskMetrics(tuple(config.schema.tasks))
         self._batches_left = 0
         self._segment = ""
@@ -68,6 +71,8 @@ class Reporter:
         self._metrics.update(outputs.probabilities_SK.cpu(), outputs.labels_SK.cpu(), outputs.weights_SK.cpu())
         if self._gate.applies:  # a bad step's loss is counted as a bad step, not averaged; one without labels has none
             self._losses[:2] += torch.stack([outputs.loss.detach().double().cpu(), torch.ones((), dtype=torch.float64)])
+        if self._health is not None:
+            self._health.trained(state.step)
         if state.step % self._config.train.log_every == 0:
             self._report(state, feed)
 
@@ -152,6 +157,7 @@ class Reporter:
             seconds_left=max(0, self._batches_left) * seconds / steps,
             read_retries=self._read_retries,
             checkpoint_age_seconds=self._checkpointer.seconds_since_save(),
+            tables=self._health.take() if self._health is not None else {},
         )
 
     def _end_segment(self, state: TrainState) -> None:

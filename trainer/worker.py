@@ -37,6 +37,7 @@ from trainer.row_cost import row_cost
 from trainer.run_dir import RunDir
 from trainer.runtime import Runtime, start
 from trainer.shared_segments import shared_segments
+from trainer.table_health import TableHealth
 from trainer.telemetry.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -186,7 +187,9 @@ def _join(
     checkpointer = Checkpointer(
         run_dir, config.checkpoint, runtime.control, touched=assembly.touched, background=runtime.checkpoint
     )
-    reporter = Reporter(config, runtime, telemetry, checkpointer, assembly.optimizer, assembly.gate)
+    every = config.telemetry.tables_every
+    health = TableHealth(every, assembly, runtime) if every else None
+    reporter = Reporter(config, runtime, telemetry, checkpointer, assembly.optimizer, assembly.gate, health)
 
     def wants() -> tuple[bool, bool]:
         due = runtime.is_first and checkpointer.due_by_minutes()
@@ -198,7 +201,9 @@ def _join(
         config,
         assembly,
         pass_,
-        lambda state: open_feed(pass_, state.position, executor, assembly.mapper, runtime, state.step, wants=wants),
+        lambda state: open_feed(
+            pass_, state.position, executor, assembly.mapper, runtime, state.step, wants=wants, health=health
+        ),
         reporter,
         checkpointer,
         lambda model, state, rows: evaluator(model, state, rows).scores,

@@ -10,9 +10,16 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from trainer.telemetry.console import number, rate
+from trainer.telemetry.console import UNKNOWN, number, rate
 
 NUMBERS = ("loss", "NE", "AUC", "GAUC", "cal", "examples")
+TABLE_NUMBERS = {
+    "fill": "fill",
+    "unknown ids": "unknown_rate",
+    "collisions": "collision_rate",
+    "hottest id": "hottest_share",
+    "never trained": "never_touched_share",
+}
 
 
 def closing_table(result: Mapping[str, Any], commands: Sequence[str] = ()) -> Group:
@@ -22,21 +29,23 @@ def closing_table(result: Mapping[str, Any], commands: Sequence[str] = ()) -> Gr
         table.add_column(heading, overflow="ellipsis")
     for heading in NUMBERS:
         table.add_column(heading, justify="right", no_wrap=True)
-    lines: list[Text] = []
+    parts: list[Table | Text] = [table]
     if result.get("train"):
         _add_rows(table, "train", result["train"]["tasks"])
         speed = result.get("examples_per_second")
         over = f" · {rate(speed)} examples/s over the run" if speed else ""
-        lines += [_line(f"train: before each update, since the last log{over}")]
+        parts += [_line(f"train: before each update, since the last log{over}")]
     for record in result.get("evals", ()):
         _add_rows(table, record["split"], record["tasks"])
+    if result.get("tables"):
+        parts += [Text(""), _tables(result["tables"])]
     places: Mapping[str, str] = result.get("places", {})
     if places:
         width = max(map(len, places))
-        lines += [Text(""), *(_line(f"{what:<{width}}  {where}") for what, where in places.items())]
+        parts += [Text(""), *(_line(f"{what:<{width}}  {where}") for what, where in places.items())]
     if commands:
-        lines += [Text(""), Text("try next:"), *(_line(f"  {command}") for command in commands)]
-    return Group(table, *lines)
+        parts += [Text(""), Text("try next:"), *(_line(f"  {command}") for command in commands)]
+    return Group(*parts)
 
 
 def _add_rows(table: Table, split: str, tasks: Mapping[str, Mapping[str, Any]]) -> None:
@@ -51,6 +60,18 @@ def _add_rows(table: Table, split: str, tasks: Mapping[str, Mapping[str, Any]]) 
             number(values["calibration"], 3),
             f"{values['examples']:,}".replace(",", " "),
         )
+
+
+def _tables(tables: Mapping[str, Mapping[str, float | None]]) -> Table:
+    """Tables that are worth a look, by their newest sample: shares in percent."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("tables worth a look", overflow="ellipsis")
+    for heading in TABLE_NUMBERS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, values in tables.items():
+        shares = [values[key] for key in TABLE_NUMBERS.values()]
+        table.add_row(Text(name), *(UNKNOWN if share is None else f"{100 * share:.0f} %" for share in shares))
+    return table
 
 
 def _line(text: str) -> Text:

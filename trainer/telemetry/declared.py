@@ -28,6 +28,20 @@ class Metric:
         return f"tokenformer_{self.name}"
 
 
+# Health of a table: figure and what it says. Of every one the higher is the more worth looking at.
+TABLE_FIGURES = {
+    "unique_share": "Unique ids over occurrences of ids, in a global batch",
+    "hottest_share": "Occurrences of the most frequent id over all, in a global batch",
+    "unknown_rate": "Occurrences of ids that have the unknown row over all",
+    "collision_rate": "Unique ids of a global batch that share their row with another over all; hash tables",
+    "admissions": "Ids given a row since the sample before; tables with buckets",
+    "evictions": "Ids that lost their row since the sample before; tables with buckets",
+    "fill": "Rows handed out over rows; tables with buckets",
+    "row_norm": "Mean L2 norm of the rows looked up, each occurrence counted",
+    "row_norm_max": "Largest L2 norm of a row looked up",
+    "never_touched_share": "Rows that no gradient has reached over rows, on a sample",
+}
+
 METRICS = (
     Metric("info", "gauge", "", "1; the label says which process this is", ("rank",)),
     Metric("steps_total", "counter", "", "Optimizer steps since the model's birth"),
@@ -64,4 +78,5 @@ METRICS = (
     Metric("checkpoint_stall_seconds", "gauge", "seconds", "Of these, training waited for it"),
     Metric("checkpoint_bytes", "gauge", "bytes", "Size of the newest"),
     Metric("events_total", "counter", "", "Events written to metrics.jsonl", ("name",)),
+    *(Metric(f"table_{figure}", "gauge", "", text, ("table",)) for figure, text in TABLE_FIGURES.items()),
 )

@@ -16,16 +16,18 @@ from typing import Any, TextIO
 from trainer.metrics.values import TaskValues
 from trainer.run_dir import write_atomic
 from trainer.telemetry.records import EvalRecord, TrainRecord, finite
+from trainer.telemetry.tables import table_lines
 
 
 def train_line(record: TrainRecord) -> dict[str, Any]:
-    """Keys of kind train."""
+    """Keys of kind train; `tables` only where steps were sampled."""
     keys = ("loss", "examples_per_second", "rows_per_second", "step_seconds", "data_wait_seconds", "grad_norm")
     more = ("learning_rate", "rows", "epoch", "segment", "data_through", "bad_steps", "quarantined_rows")
-    return {key: getattr(record, key) for key in (*keys, *more)} | {
+    line = {key: getattr(record, key) for key in (*keys, *more)} | {
         "tasks": {task: task_values(values) for task, values in record.tasks.items()},
         "lifetime": {task: task_values(values) for task, values in record.lifetime.items()},
     }
+    return line | ({"tables": table_lines(record.tables)} if record.tables else {})
 
 
 def eval_line(record: EvalRecord) -> dict[str, Any]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
+from embeddings.health import TableFigures
 from trainer.config_sections import Telemetry
 from trainer.errors import ConfigError
-from trainer.telemetry.declared import METRICS, SCORES, Metric
+from trainer.telemetry.declared import METRICS, SCORES, TABLE_FIGURES, Metric
 from trainer.telemetry.records import EvalRecord, TrainRecord, finite
+from trainer.telemetry.tables import highest
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ class Prometheus:
         self._counters = {m.name: _make(Counter, m, self._registry) for m in METRICS if m.kind == "counter"}
         self._gauges = {m.name: _make(Gauge, m, self._registry) for m in METRICS if m.kind == "gauge"}
         self._totals: dict[str, float] = {}
+        self._is_first = rank == 0
+        self._tables: dict[str, set[str]] = {}  # {figure: tables that have a series}
         self._linger = config.linger_seconds
         self._closed = threading.Event()
         port = config.port + rank if config.port else 0
@@ -72,6 +76,9 @@ class Prometheus:
             for name in SCORES:
                 self._set(f"train_{name}", getattr(values, name), task)
 
+        if record.tables and self._is_first:  # figures of all ranks: once a job is enough
+            self._set_tables(record.tables)
+
     def eval(self, record: EvalRecord) -> None:
         """The newest values of that split."""
         for task, values in record.tasks.items():
@@ -104,6 +111,16 @@ class Prometheus:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def _set_tables(self, tables: Mapping[str, TableFigures]) -> None:
+        """Of each figure the tables where it is highest: 500 tables would be 5,000 series."""
+        for figure in TABLE_FIGURES:
+            shown = highest(tables, figure)
+            for table in self._tables.get(figure, set()) - shown.keys():
+                self._gauges[f"table_{figure}"].remove(table)
+            self._tables[figure] = set(shown)
+            for table, value in shown.items():
+                self._set(f"table_{figure}", value, table)
 
     def _set(self, name: str, value: float | None, *labels: str) -> None:
         """A value that is not known is NaN, Prometheus' own word for it."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from embeddings.health import TableFigures
 from trainer.metrics.exact import Gauc
 from trainer.metrics.values import TaskValues
 
@@ -20,7 +21,7 @@ class TrainRecord:
     before clipping. tasks: before each update; lifetime: the same since the model's birth. data_through: newest event
     time trained on, microseconds since 1970. read_retries: reads tried again after a transient error of the store,
     since this process began. seconds_left: to the end of the data or max_steps. checkpoint_age_seconds: since the
-    newest checkpoint.
+    newest checkpoint. tables: their health on the steps sampled since the last log; empty where none was.
     """
 
     step: int
@@ -43,6 +44,7 @@ class TrainRecord:
     epoch: int = 0
     segment: str = ""
     read_retries: int = 0
+    tables: Mapping[str, TableFigures] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

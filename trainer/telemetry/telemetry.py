@@ -4,10 +4,12 @@ endpoint."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
+from embeddings.health import TableFigures
 from trainer.checkpoint.folder import Location, name_of, spoken
 from trainer.config_sections import Telemetry as TelemetryConfig
 from trainer.run_dir import RunDir
@@ -15,6 +17,7 @@ from trainer.telemetry import console, jsonl
 from trainer.telemetry.jsonl import JsonLines
 from trainer.telemetry.prometheus import Prometheus
 from trainer.telemetry.records import EvalRecord, TrainRecord
+from trainer.telemetry.tables import TableWatch, worth_saying
 from trainer.telemetry.tensorboard import TensorBoard
 
 log = logging.getLogger(__name__)
@@ -37,6 +40,8 @@ class Telemetry:
         self._lines: JsonLines | None = None
         self._board: TensorBoard | None = None
         self._last_train: TrainRecord | None = None
+        self._tables: Mapping[str, TableFigures] = {}  # newest
+        self._watch = TableWatch()
         self._evals: dict[str, EvalRecord] = {}
         self._trained_examples, self._trained_seconds, self._logged_step = 0.0, 0.0, 0
         if config.prometheus and not quiet:
@@ -69,6 +74,10 @@ class Telemetry:
         self._trained_seconds += seconds
         self._trained_examples += seconds * record.examples_per_second
         self._last_train = record
+        if record.tables:
+            self._tables = record.tables
+            if self._lines is not None:  # figures are of all ranks: one speaks
+                self._watch.look(record.tables, record.step)
         if self._prometheus is not None:
             self._prometheus.train(record)
         if self._board is not None:
@@ -122,7 +131,8 @@ class Telemetry:
             "step": train.step if train else None,
             "examples": train.examples if train else None,
             "examples_per_second": speed,
-            "train": jsonl.train_line(train) if train else None,
+            "train": jsonl.train_line(replace(train, tables={})) if train else None,
+            "tables": worth_saying(self._tables),
             "evals": [{"step": record.step, **jsonl.eval_line(record)} for record in self._evals.values()],
             "places": {what: str(where) for what, where in places.items() if where is not None},
         }

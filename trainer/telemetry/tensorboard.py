@@ -7,6 +7,7 @@ from typing import Any
 
 from trainer.metrics.values import TaskValues
 from trainer.telemetry.records import EvalRecord, TrainRecord, finite
+from trainer.telemetry.tables import highest
 
 CURVES = (
     "loss",
@@ -18,10 +19,12 @@ CURVES = (
     "learning_rate",
     "bad_steps",
 )
+TABLE_CURVES = ("hottest_share", "unknown_rate", "collision_rate", "fill", "row_norm_max")
 
 
 class TensorBoard:
-    """Event files under `path`, made at the first point. Tags: train/loss, train/TASK/ne, eval/SPLIT/TASK/gauc …
+    """Event files under `path`, made at the first point. Tags: train/loss, train/TASK/ne, eval/SPLIT/TASK/gauc … and
+    tables/highest_FIGURE: over all tables.
 
     Points that an earlier process wrote for steps that are trained again are hidden (TensorBoard's purge_step).
     """
@@ -36,6 +39,9 @@ class TensorBoard:
             self._add(f"train/{name}", getattr(record, name), record.step)
         for task, values in record.tasks.items():
             self._task(f"train/{task}", values, record.step)
+        for figure in TABLE_CURVES:
+            for value in highest(record.tables, figure, 1).values():
+                self._add(f"tables/highest_{figure}", value, record.step)
 
     def eval(self, record: EvalRecord) -> None:
         """One point per curve of that split."""
