@@ -77,7 +77,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 def finish(benchmark: str, ratios: Mapping[str, float], threads: int) -> None:
     """The last line."""
-    rounded = {name: round(value, 3) for name, value in ratios.items()}
+    rounded = {name: round(value, 3) if value >= 0.1 else float(f"{value:.3g}") for name, value in ratios.items()}
     print(json.dumps({"benchmark": benchmark, "ratios": rounded, "machine": machine(threads)}), flush=True)
 
 

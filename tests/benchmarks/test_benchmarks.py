@@ -49,6 +49,7 @@ KEYS = {
         )
     },
     "dedup": {"storage", "ingest", "step"},
+    "health": {"health_cost_share"},
 }
 
 
@@ -63,6 +64,7 @@ KEYS = {
         pytest.param("prepare", marks=pytest.mark.slow),
         pytest.param("ingest", marks=pytest.mark.slow),
         pytest.param("dedup", marks=pytest.mark.slow),
+        pytest.param("health", marks=pytest.mark.slow),
     ],
 )
 def test_a_benchmark_closes_with_its_ratios_and_the_machine(name: str) -> None:

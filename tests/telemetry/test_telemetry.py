@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from embeddings.health import TableFigures
 from trainer.config_sections import Telemetry as TelemetryConfig
 from trainer.errors import ConfigError
 from trainer.metrics.exact import Gauc
@@ -50,6 +51,7 @@ TRAIN = TrainRecord(
     seconds_left=236.0,
     segment="dt=2026-11-20",
 )
+ITEM = TableFigures("vocabulary", False, 0.5, 0.1, 0.02, 0.0, 7, 0, 0.4, 1.5, 3.0, 0.6)
 EVAL = EvalRecord(
     400, 51_200, "dt=2026-11-21", {"click": CLICK}, {"click": Gauc(0.7021, 50, 0.1)}, rows=300, seconds=1.5
 )
@@ -73,13 +75,13 @@ def _lines(run_dir: RunDir) -> list[dict[str, Any]]:
 
 
 def test_every_declared_metric_is_served_and_nothing_else() -> None:
-    endpoint = Prometheus(TelemetryConfig(), rank=1, tasks=["click"])
+    endpoint = Prometheus(TelemetryConfig(), rank=0, tasks=["click"])
     try:
         assert endpoint.url.startswith("http://127.0.0.1:")
         before = _scrape(endpoint.url)
         assert math.isnan(before["tokenformer_train_ne", (("task", "click"),)])
         endpoint.train(TRAIN)
-        endpoint.train(replace(TRAIN, step=420, loss=float("inf"), tasks={"click": ONE_CLASS}))
+        endpoint.train(replace(TRAIN, step=420, loss=float("inf"), tasks={"click": ONE_CLASS}, tables={"item": ITEM}))
         endpoint.eval(EVAL)
         endpoint.checkpoint(400, 12_345, 2.5)
         endpoint.event("segment")
@@ -88,7 +90,7 @@ def test_every_declared_metric_is_served_and_nothing_else() -> None:
         endpoint.close()
         endpoint.close()
     assert {name for name, _ in found if not name.endswith("_created")} == {metric.full_name for metric in METRICS}
-    assert found["tokenformer_info", (("rank", "1"),)] == 1
+    assert found["tokenformer_info", (("rank", "0"),)] == 1
     assert found["tokenformer_steps_total", ()] == 420
     assert found["tokenformer_examples_total", ()] == 51_200
     assert math.isnan(found["tokenformer_loss", ()])
@@ -107,7 +109,7 @@ def test_declared_names_follow_the_rules() -> None:
         assert metric.name.endswith("_total") == (metric.kind == "counter"), metric
         assert metric.unit in ("", "seconds", "bytes"), metric
         assert metric.name.endswith(metric.unit), metric
-        assert set(metric.labels) <= {"task", "split", "rank", "name"}, metric
+        assert set(metric.labels) <= {"task", "split", "rank", "name", "table"}, metric
 
 
 def test_a_taken_port_is_one_line() -> None:
