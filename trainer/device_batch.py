@@ -128,10 +128,11 @@ def wrap(
     groups: {group: its tables}, best in the order of `embeddings.tables.key_order`.
     """
     weights_SK = torch.stack([_tensor(batch.weights[t]) for t in tasks], dim=1)
+    kjts = group_kjts(groups, rows)
     return RequestBatch(
         info=info,
-        kjts=group_kjts(groups, rows),
-        indices=group_indices(batch.fields, groups, {table: len(found) for table, found in rows.items()}),
+        kjts=kjts,
+        indices=group_indices(batch.fields, kjts),
         dense={k: _tensor(v) for k, v in batch.dense.items()},
         history_lengths={k: _tensor(v).long() for k, v in batch.history_lengths.items()},
         times={k: _tensor(v) for k, v in batch.times.items()},

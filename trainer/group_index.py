@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import numpy as np
 import torch
+from torchrec import KeyedJaggedTensor
 
-from pipelines.batch import FieldIds, Int32
+from pipelines.batch import FieldIds
+
+_Part = tuple[str, FieldIds, int]  # a column, its values, and where in the group's rows its table's begin
 
 
 @dataclass(frozen=True)
@@ -55,44 +57,37 @@ class GroupIndex:
         return dict(zip(self.single, single, strict=True)) | dict(zip(self.lists, means, strict=True))
 
 
-def group_indices(
-    fields: dict[str, FieldIds], groups: dict[str, list[str]], unique: dict[str, int]
-) -> dict[str, GroupIndex]:
-    """{group: its columns' index}; groups without a column are left out. groups {group: its tables, as their rows
-    stand}; unique {table: its unique ids}."""
-    group_of = {table: group for group, tables in groups.items() for table in tables}
-    first: dict[str, int] = {}
-    for tables in groups.values():
-        first |= zip(tables, accumulate((unique[table] for table in tables), initial=0))  # noqa: B905 - one more
-    single: dict[str, dict[str, FieldIds]] = {}
-    lists: dict[str, dict[str, FieldIds]] = {}
+def group_indices(fields: dict[str, FieldIds], kjts: dict[str, KeyedJaggedTensor]) -> dict[str, GroupIndex]:
+    """{group: its columns' index}; groups without a column are left out. kjts: what is looked up, keyed by table: its
+    rows stand as its keys do."""
+    parts: dict[str, tuple[list[_Part], list[_Part]]] = {group: ([], []) for group in kjts}
+    place: dict[str, tuple[tuple[list[_Part], list[_Part]], int]] = {}  # of each table: its group's parts, first row
+    for group, kjt in kjts.items():
+        first = 0
+        for table, unique in zip(kjt.keys(), kjt.length_per_key(), strict=True):
+            place[table] = (parts[group], first)
+            first += unique
     for column, field in fields.items():
-        kind = single if field.lengths is None else lists
-        kind.setdefault(group_of[field.table], {})[column] = field
-    return {
-        group: _group_index(single.get(group, {}), lists.get(group, {}), first)
-        for group in groups
-        if group in single or group in lists
-    }
+        of_group, first = place[field.table]
+        of_group[field.lengths is not None].append((column, field, first))
+    return {group: _group_index(single, lists) for group, (single, lists) in parts.items() if single or lists}
 
 
-def _group_index(single: dict[str, FieldIds], lists: dict[str, FieldIds], first: dict[str, int]) -> GroupIndex:
-    ordered = [*single.values(), *lists.values()]
-    inverse = _joined([field.inverse for field in ordered])
-    counts = [len(field.inverse) for field in ordered]
-    inverse += np.repeat(np.array([first[field.table] for field in ordered], np.int32), counts)
-    index = GroupIndex(torch.from_numpy(inverse), dict(zip(single, counts, strict=False)), {})
+def _group_index(single: list[_Part], lists: list[_Part]) -> GroupIndex:
+    ordered = single + lists
+    values = [field.inverse for _, field, _ in ordered]
+    counts = [len(found) for found in values]
+    inverse = np.concatenate(values, dtype=np.int32)  # a new array, also of one: it is written to
+    inverse += np.repeat(np.array([first for _, _, first in ordered], np.int32), counts)
+    of_single = {column: count for (column, _, _), count in zip(single, counts, strict=False)}
+    index = GroupIndex(torch.from_numpy(inverse), of_single, {})
     if not lists:
         return index
-    lengths = np.concatenate([field.lengths for field in lists.values() if field.lengths is not None]).astype(np.int64)
+    given = [field.lengths for _, field, _ in lists if field.lengths is not None]
+    lengths = np.concatenate(given, dtype=np.int64)
     return replace(
         index,
-        lists={column: len(field.lengths) for column, field in lists.items() if field.lengths is not None},
+        lists={column: len(found) for (column, _, _), found in zip(lists, given, strict=True)},
         lengths=torch.from_numpy(lengths),
         segments=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),
     )
-
-
-def _joined(arrays: list[Int32]) -> Int32:
-    """A new array, also of one: it is written to."""
-    return np.concatenate(arrays, dtype=np.int32)

@@ -70,13 +70,13 @@ class _Given(torch.autograd.Function):
     """Takes all fields and gives each a gradient, at the price of neither's arithmetic."""
 
     @staticmethod
-    def forward(ctx: Any, gradients_FRW: torch.Tensor, *fields: torch.Tensor) -> torch.Tensor:
-        ctx.gradients_FRW = gradients_FRW
+    def forward(ctx: Any, gradients: list[torch.Tensor], *fields: torch.Tensor) -> torch.Tensor:
+        ctx.gradients = gradients
         return fields[0].new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return (None, *ctx.gradients_FRW.unbind())
+        return (None, *ctx.gradients)
 
 
 class StandIn(nn.Module):
@@ -85,10 +85,11 @@ class StandIn(nn.Module):
     def __init__(self, shape: Shape, fields: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(3)
-        self._gradients_FRW = torch.randn(fields, shape.batch_rows, shape.width, generator=generator)
+        gradients_FRW = torch.randn(fields, shape.batch_rows, shape.width, generator=generator)
+        self._gradients = list(gradients_FRW.unbind())
 
     def forward(self, fields: dict[str, torch.Tensor]) -> torch.Tensor:
-        loss: torch.Tensor = _Given.apply(self._gradients_FRW, *fields.values())  # type: ignore[no-untyped-call]
+        loss: torch.Tensor = _Given.apply(self._gradients, *fields.values())  # type: ignore[no-untyped-call]
         return loss
 
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchrec import KeyedJaggedTensor
 
+from embeddings.tables import group_kjts
 from pipelines.batch import FieldIds, Int32
 from trainer.group_index import group_indices
 
@@ -50,6 +52,12 @@ def _case(
     return groups, rows, columns
 
 
+def _kjts(groups: dict[str, list[str]], rows: dict[str, torch.Tensor]) -> dict[str, KeyedJaggedTensor]:
+    """What would look these rows up."""
+    used = {group: tables for group, tables in groups.items() if tables}
+    return group_kjts(used, {table: np.arange(len(found)) for table, found in rows.items()})
+
+
 def _plain(field: FieldIds, rows_UW: torch.Tensor) -> torch.Tensor:
     """One column by itself."""
     values_VW = rows_UW.index_select(0, torch.from_numpy(field.inverse).long())
@@ -71,13 +79,12 @@ def _both(
     groups: dict[str, list[str]], rows: dict[str, torch.Tensor], columns: dict[str, FieldIds]
 ) -> list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
     """(columns, gradients of tables) by groups, and one by one."""
-    unique = {table: len(found) for table, found in rows.items()}
     joined, leaves = {}, {}
     for group, tables in groups.items():
         leaves |= {table: rows[table].clone().requires_grad_() for table in tables}
         joined[group] = torch.cat([leaves[t] for t in tables]) if tables else torch.zeros(0, WIDTHS[group])
     by_group: dict[str, torch.Tensor] = {}
-    for group, index in group_indices(columns, groups, unique).items():
+    for group, index in group_indices(columns, _kjts(groups, rows)).items():
         by_group |= index.columns(joined[group])
     alone = {table: found.clone().requires_grad_() for table, found in rows.items()}
     one_by_one = {name: _plain(field, alone[field.table]) for name, field in columns.items()}
@@ -115,7 +122,7 @@ def test_a_thousand_columns_are_one_lookup_and_repeat_to_the_bit() -> None:
         assert all(torch.equal(found[name], found_again[name]) for name in found)
         assert all(torch.equal(gradients[table], gradients_again[table]) for table in gradients)
     groups, rows, columns = case
-    indices = group_indices(columns, groups, {table: len(found) for table, found in rows.items()})
+    indices = group_indices(columns, _kjts(groups, rows))
     assert indices.keys() == {"narrow", "wide"}
     with torch.profiler.profile() as profile:
         for group, index in indices.items():
