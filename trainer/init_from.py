@@ -44,7 +44,7 @@ def begin(config: Config, assembly: Assembly, checkpointer: Checkpointer, path: 
     """
     group = checkpointer.group
     state = read_state(path, manifest.read_commit(path))
-    account = Account(str(path).partition("?")[0])  # without the options of its store
+    account = Account(f"{config.init.run}, step {state.step:,}")
     with agree(group):
         before, now = described(path, state), describe(config, assembly.specs)
     _note_fields(account, state.data_schema, config.schema)
@@ -90,7 +90,7 @@ def _begun(init: Init, saved: CheckpointState, account: Account) -> Begun:
     account.say("in flight", "nothing: a checkpoint is taken between steps")
     account.say("metrics", ", ".join(saved_tasks(saved)) if init.metrics else OFF)
     lineage = (*saved.resumed_from, parent) if init.lineage else ()
-    account.say("lineage", f"{len(lineage)} checkpoints" if init.lineage else OFF)
+    account.say("lineage", f"{len(lineage)} checkpoint{'s' * (len(lineage) != 1)}" if init.lineage else OFF)
     return Begun(
         state=replace(state, lineage=lineage),
         bad_steps=saved.bad_steps if init.examples else 0,

@@ -35,6 +35,7 @@ NOT_RUN = {
     "tokenformer plan": "plans a cluster; tests/trainer/test_plan_verb.py",
     "tokenformer train --config run.toml --plan": "needs that cluster; tests/trainer/test_copies.py",
     "python -c": "needs somebody's flat file, or bad rows",
+    "tokenformer train --config my/run.toml --run-dir runs/2026": "one day of many; tests/trainer/test_days.py",
     "tokenformer audit": "shows a run that was killed, and one whose record was cut; tests/trainer/test_audit.py",
     "tokenformer checkpoint": "needs a run with several checkpoints; tests/trainer/test_checkpoint_verbs.py",
 }

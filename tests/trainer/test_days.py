@@ -96,7 +96,7 @@ def test_audit_proves_the_days(folder: Path) -> None:
     assert not [finding for found in audits for finding in found.all_findings]
     assert audits[0].step == audits[0].steps
     assert closing_line(audits).startswith(f"audit: fine · {sum(map(sum, DAYS.values()))} rows read, each exactly once")
-    assert closing_line(audits).endswith("11 steps of 5 attempts of 4 runs")
+    assert closing_line(audits).endswith("12 steps of 5 attempts of 4 runs")
 
 
 def test_audit_names_a_day_that_was_trained_twice_and_a_run_that_is_gone(folder: Path, tmp_path: Path) -> None:
