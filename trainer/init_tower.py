@@ -43,7 +43,7 @@ class TowerCarrier:
             source, stretches, reason = self._source(name, before.axes, now.axes)
             taken.add(source)
             if reason:
-                self._account.note(f"tower {name}: {reason}: initialised")
+                self._account.note(f"tower {_named(name, now.axes)}: {reason}: initialised")
             self._carry(DENSE + source, DENSE + name, stretches, reason, "tower", self._init.tower)
             for moment in (n for n in self._tensors if n.startswith(f"{MOMENTS}{name}/")):
                 key = moment.rsplit("/", 1)[-1]
@@ -61,7 +61,7 @@ class TowerCarrier:
             if name.startswith(DENSE) and name[len(DENSE) :] not in taken
         )
         for name in dropped:
-            self._account.note(f"tower {name}: dropped")
+            self._account.note(f"tower {_named(name, before.axes)}: dropped")
 
     def _names(self, prefix: str) -> list[str]:
         return [name.removeprefix(prefix) for name in self._tensors if name.startswith(prefix)]
@@ -103,6 +103,12 @@ class TowerCarrier:
                 else:
                     stretches.copy(values, chunk.tensor)
             self._account.carried(part, 1)
+
+
+def _named(name: str, axes: Mapping[str, Axes]) -> str:
+    """With the fields that a numbered parameter is of."""
+    of = axes.get(name)
+    return f"{name} ({', '.join(part for part, _ in of.parts)})" if of is not None and of.family else name
 
 
 def _numbered(axes: Axes, before: Mapping[str, Axes]) -> str:

@@ -18,7 +18,7 @@ KILLED = DAYS[3]
 ROWS = {day: [23 + index, 90 if day == KILLED else 9] for index, day in enumerate(DAYS)}
 TABLES = {
     "item": Table(rows=256, mapping="vocabulary", buckets=8),
-    "user_id": Table(rows=24, mapping="managed", buckets=4, admit_after=2),
+    "user_id": Table(rows=8, mapping="managed", buckets=2, admit_after=2),
     "tags": Table(rows=50, sharding="table_wise"),
 }
 

@@ -51,14 +51,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("days")
     write_segments(folder / "rows", DAYS)
     config = tiny_config(folder / "rows")
-    tables = config.embeddings.tables | MANAGED
+    # 13 users for six rows
+    tables = config.embeddings.tables | {"user_id": Table(rows=8, mapping="managed", buckets=2, admit_after=2)}
     sections: dict[str, Any] = {"model": {"dropout": 0.3}, "embeddings": {"tables": tables}, "train": {"log_every": 3}}
     for world_size in (1, 2):
         train_all(runs_of(folder, str(world_size), list(DAYS), **sections), world_size)
     return folder
-
-
-MANAGED: dict[str, Table] = {}
 
 
 @pytest.mark.parametrize("world_size", ["1", "2"])
@@ -71,6 +69,9 @@ def test_day_by_day_equals_one_run_to_the_bit(folder: Path, world_size: str) -> 
     assert expected.model_copy(update=apart) == found.model_copy(update=apart)
     assert len(found.resumed_from) == len(DAYS)  # three days before, and one resumption
     assert found.examples > 100
+    users = saved_tensors(last)
+    assert (users["id_maps/user_id/used"] == 4).all(), "full buckets: ids were evicted"
+    assert users["id_maps/user_id/last_seen"].max() == users["id_maps/user_id/clock"].max()
 
 
 @pytest.mark.parametrize("world_size", ["1", "2"])

@@ -215,6 +215,8 @@ def test_what_cannot_keep_its_ids_is_new_and_said_so(parent: Path, begun: dict[s
         "schema: schema.columns.late was not there",
         "schema: schema.tasks.order was not there",
         "tower scorer.ranker.head.weight: order initialised",
+        "tower scorer.ranker.tokens.fields.projections.5.weight (late): new: initialised",
+        "tower scorer.ranker.tokens.fields.projections.4.weight (score (values)): dropped",
     ):
         assert line in told, line
 
