@@ -3,7 +3,7 @@ buckets. Keys as in IdMapper.state: per row (ids, counts, last_seen), per bucket
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from embeddings.buckets import bucket_of
 from embeddings.held import Held
 from embeddings.specs import RESERVED_ROWS, TableSpec
 from pipelines.batch import Int64
-from trainer.checkpoint.reading import BLOCK_BYTES, SavedTensors
+from trainer.checkpoint.reading import BLOCK_BYTES, SavedTensors, blocks
 from trainer.init_rows import Dealt
 from trainer.model_description import TableDescription
 
@@ -42,10 +42,10 @@ def carry_ids(saved: SavedTensors, prefix: str, held: Mapping[str, Held]) -> lis
         if record is None or (key not in OF_ROWS and tuple(record.size) != part.size):
             left_out.append(key)
             continue
-        for chunk in part.chunks:
-            sizes = (chunk.sizes[0], *record.size[1:])
-            values = saved.read(f"{prefix}{key}", (chunk.offsets[0], *(0 for _ in sizes[1:])), sizes)
-            chunk.tensor[tuple(slice(0, size) for size in sizes)] = values
+        for block in (block for chunk in part.chunks for block in blocks(chunk)):
+            sizes = (block.sizes[0], *record.size[1:])
+            values = saved.read(f"{prefix}{key}", (block.offsets[0], *(0 for _ in sizes[1:])), sizes)
+            block.tensor[tuple(slice(0, size) for size in sizes)] = values
     return left_out
 
 
@@ -55,31 +55,47 @@ def deal_ids(
     before: TableDescription,
     now: TableSpec,
     held: Mapping[str, Held],
-) -> tuple[Dealt, int]:
-    """The known ids of this process's buckets, `held` filled in place: the rows they bring, and how many ids find no
-    room: of a managed table those unseen for longest, of a vocabulary those that came last.
+    rows: Held,
+) -> Dealt:
+    """The known ids of this process's buckets, `held` filled in place, and the rows that come along into what it holds
+    of the table. Ids that find no room: of a managed table those unseen for longest, of a vocabulary those that came
+    last.
 
     Every rank reads the whole map block by block, and keeps the ids of its own buckets.
     """
-    chunks = held["ids"].chunks
-    buckets = range(chunks[0].offsets[0], chunks[0].offsets[0] + chunks[0].sizes[0]) if chunks else range(0)
+    mapped = _hull([(c.offsets[0], c.offsets[0] + c.sizes[0]) for c in held["ids"].chunks])
+    size = now.rows_per_bucket
+    in_rows = [(c.offsets[0] // size, -(-(c.offsets[0] + c.sizes[0]) // size)) for c in rows.chunks]
+    buckets = _hull([(span.start, span.stop) for span in (mapped, _hull(in_rows)) if len(span)])
     known, clock = _ids_of(saved, prefix, before, now, held, buckets)
     bucket = bucket_of(now, known.values["ids"])
     age = -known.values["last_seen"] if "last_seen" in known.values else np.zeros(len(bucket), np.int64)
     order = np.lexsort((known.old_rows, age, bucket))
     kept = order[_rank_in_run(bucket[order]) < _room(now, bucket[order])]
-    lost = len(order) - len(kept)
+    lost = np.setdiff1d(order, kept, assume_unique=True)
     kept = np.sort(kept)  # by old row: places are handed out in the order in which ids came
     by_bucket = kept[np.argsort(bucket[kept], kind="stable")]
-    known, bucket = known.chosen(by_bucket), bucket[by_bucket]
+    known, bucket, lost_from = known.chosen(by_bucket), bucket[by_bucket], bucket[lost]
     slot = _rank_in_run(bucket) + np.where(bucket == 0, RESERVED_ROWS, 0)
-    _fill(held, known, bucket - buckets.start, slot, clock)
-    old_rows, new_rows = known.old_rows, bucket * now.rows_per_bucket + slot
+    own = _within(bucket, mapped)
+    _fill(held, known.chosen(own), bucket[own] - mapped.start, slot[own], clock)
+    old_rows, new_rows = known.old_rows, bucket * size + slot
     if 0 in buckets:
         reserved = np.arange(RESERVED_ROWS)
         old_rows, new_rows = np.concatenate([reserved, old_rows]), np.concatenate([reserved, new_rows])
     by_old = np.argsort(old_rows, kind="stable")
-    return Dealt(old_rows[by_old], new_rows[by_old]), lost
+    moved = len(own) + (RESERVED_ROWS if 0 in mapped else 0)
+    return Dealt(old_rows[by_old], new_rows[by_old], moved, len(_within(lost_from, mapped)))
+
+
+def _hull(spans: Sequence[tuple[int, int]]) -> range:
+    """From the first to the last of some stretches of buckets."""
+    return range(min(first for first, _ in spans), max(last for _, last in spans)) if spans else range(0)
+
+
+def _within(bucket: Int64, buckets: range) -> Int64:
+    """Places of those that are."""
+    return np.flatnonzero((bucket >= buckets.start) & (bucket < buckets.stop))
 
 
 def _ids_of(
@@ -99,8 +115,8 @@ def _ids_of(
         rows = np.flatnonzero(taken) + first * before.rows_per_bucket
         of_block = _Known(rows, {key: value[taken] for key, value in read.items()})
         target = bucket_of(now, of_block.values["ids"])
-        mine = (rows >= RESERVED_ROWS) & (target >= buckets.start) & (target < buckets.stop)
-        parts.append(of_block.chosen(np.flatnonzero(mine)))
+        own = _within(target, buckets)
+        parts.append(of_block.chosen(own[rows[own] >= RESERVED_ROWS]))
     values = {key: np.concatenate([part.values[key] for part in parts]) for key in keys}
     return _Known(np.concatenate([part.old_rows for part in parts]), values), clock
 

@@ -80,10 +80,13 @@ class InBuckets:
 
 @dataclass(frozen=True)
 class Dealt:
-    """Rows of this rank and where they were, by ascending old row."""
+    """Rows of this rank and where they were, by ascending old row. moved, lost: of the part of the id map that this
+    rank holds, rows that came along and ids that found no room."""
 
     old_N: Int64
     new_N: Int64
+    moved: int
+    lost: int
 
     @property
     def carried(self) -> int:

@@ -31,6 +31,9 @@ class TableCarrier:
     ) -> None:
         self._saved, self._tensors, self._init, self._account = saved, tensors, init, account
         self.dealt: dict[str, tuple[int, int]] = {}
+        self._names: dict[str, list[str]] = {}  # {"tables/TABLE" or "id_maps/TABLE": its tensors}
+        for name in tensors:
+            self._names.setdefault(name.rpartition("/")[0], []).append(name)
 
     def carry(self, before: TableDescription, boundaries: tuple[float, ...], spec: TableSpec) -> None:
         """One table that the checkpoint has as well."""
@@ -42,8 +45,8 @@ class TableCarrier:
         if spec.is_bucketed:
             moves = self._carry_ids(before, spec, moves)
         assert moves is not None
-        self._say_size(before, spec, moves)
         if self._init.tables:
+            self._say_size(before, spec, moves)
             self._carry_tensor(f"tables/{spec.name}/weight", before, spec, moves)
             self._account.carried("tables", 1, moves.carried)
         else:
@@ -75,8 +78,8 @@ class TableCarrier:
             self._account.left("id maps", OFF, len(held), spec.rows)
             return moves or Kept(0)
         if moves is None:
-            moves, lost = deal_ids(self._saved, prefix, before, spec, held)
-            self.dealt[spec.name] = (len(moves.old_N), lost)
+            moves = deal_ids(self._saved, prefix, before, spec, held, self._tensors[f"tables/{spec.name}/weight"])
+            self.dealt[spec.name] = (moves.moved, moves.lost)
             left_out = [key for key in held if key.startswith("candidate")]
             self._account.note(
                 f"table {spec.name}: {before.buckets} buckets of {before.rows_per_bucket:,} rows are now "
@@ -148,12 +151,10 @@ class TableCarrier:
             self._account.note(f"table {spec.name}: {'; '.join(changes)}")
 
     def _states(self, spec: TableSpec) -> list[str]:
-        prefix = f"tables/{spec.name}/"
-        return [name for name in self._tensors if name.startswith(prefix) and name != f"{prefix}weight"]
+        return [name for name in self._names[f"tables/{spec.name}"] if not name.endswith("/weight")]
 
     def _ids(self, spec: TableSpec) -> dict[str, Held]:
-        prefix = f"id_maps/{spec.name}/"
-        return {n.removeprefix(prefix): held for n, held in self._tensors.items() if n.startswith(prefix)}
+        return {name.rpartition("/")[2]: self._tensors[name] for name in self._names.get(f"id_maps/{spec.name}", ())}
 
 
 def _is_of_rows(size: list[int], rows: int) -> bool:

@@ -39,13 +39,17 @@ class TowerCarrier:
     def carry(self, before: ModelDescription, now: ModelDescription) -> None:
         """All parameters, buffers and moments."""
         taken: set[str] = set()
-        for name in self._names(DENSE):
+        moments: dict[str, list[str]] = {}
+        for name in self._tensors:
+            if name.startswith(MOMENTS):
+                moments.setdefault(name.removeprefix(MOMENTS).rpartition("/")[0], []).append(name)
+        for name in [name.removeprefix(DENSE) for name in self._tensors if name.startswith(DENSE)]:
             source, stretches, reason = self._source(name, before.axes, now.axes)
             taken.add(source)
             if reason:
                 self._account.note(f"tower {_named(name, now.axes)}: {reason}: initialised")
             self._carry(DENSE + source, DENSE + name, stretches, reason, "tower", self._init.tower)
-            for moment in (n for n in self._tensors if n.startswith(f"{MOMENTS}{name}/")):
+            for moment in moments.get(name, ()):
                 key = moment.rsplit("/", 1)[-1]
                 self._carry(
                     f"{MOMENTS}{source}/{key}",
@@ -62,9 +66,6 @@ class TowerCarrier:
         )
         for name in dropped:
             self._account.note(f"tower {_named(name, before.axes)}: dropped")
-
-    def _names(self, prefix: str) -> list[str]:
-        return [name.removeprefix(prefix) for name in self._tensors if name.startswith(prefix)]
 
     def _source(
         self, name: str, before: Mapping[str, Axes], now: Mapping[str, Axes]

@@ -125,6 +125,7 @@ def begun(parent: Path) -> dict[str, Begun]:
         "slot": Table(rows=60, width=16, mapping="identity"),
         "words": Table(rows=120),
         "tags": Table(rows=50, mapping="identity"),
+        "v_click": Table(rows=4, mapping="identity", dtype="fp16", optimizer="adagrad"),
     }
     grown = replace(config_of(parent.parent, embeddings={"tables": tables}), schema=schema(without=("score",)))
     tables = TABLES | {"item": Table(rows=48, width=4, mapping="vocabulary", buckets=3), "slot": Table(rows=20)}
@@ -219,6 +220,18 @@ def test_what_cannot_keep_its_ids_is_new_and_said_so(parent: Path, begun: dict[s
         "tower scorer.ranker.tokens.fields.projections.4.weight (score (values)): dropped",
     ):
         assert line in told, line
+
+
+def test_rows_are_converted_and_states_of_another_optimizer_begin_anew(parent: Path, begun: dict[str, Begun]) -> None:
+    saved, found = saved_tensors(parent), begun["grown"]
+    rows = found.tensors["tables/v_click/weight"]
+    assert rows.dtype == torch.float16
+    assert torch.equal(rows, saved["tables/v_click/weight"].half())
+    assert saved["tables/v_click/momentum1"].any()
+    assert not found.tensors["tables/v_click/momentum1"].any()
+    told = "\n".join(found.lines)
+    assert "table v_click: float32 converted to float16" in told
+    assert "optimizer state v_click/momentum1: its optimizer was rowwise_adagrad: begun anew" in told
 
 
 def test_parameters_follow_their_fields(parent: Path, begun: dict[str, Begun]) -> None:
