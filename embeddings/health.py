@@ -6,7 +6,7 @@ rank counts the ids that fall to it once all ranks' lists are put together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,23 +59,33 @@ class BatchCounts:
     hottest: Int64
 
 
+@dataclass(frozen=True)
+class FlatIds:
+    """The unique ids of all tables end to end, int64 [ΣU]. table: its index. counts: occurrences, 0 of missing ids."""
+
+    table: Int64
+    counts: Int64
+    row: Int64
+    ids: Int64
+
+
 class BatchCounter:
     """Counts batches. Collective over `exchange`, all tables in one round."""
 
     def __init__(self, specs: Mapping[str, TableSpec], exchange: Exchange) -> None:
-        self._names = tuple(specs)
-        self._exchange = exchange
+        self._count_T, self._exchange = len(specs), exchange
         rows_T = np.array([spec.rows for spec in specs.values()], np.int64)
         self._first_T = np.cumsum(rows_T) - rows_T  # a table's first row among the rows of all
         self._is_hash_T = np.array([spec.mapping == "hash" for spec in specs.values()])
 
-    def count(self, tables: Mapping[str, TableIds], rows: Mapping[str, Int64]) -> BatchCounts:
-        """tables: this rank's ids; rows {table: int64 [U]}: what they were mapped to."""
-        count_T = len(self._names)
-        table, counts, row = flat(self._names, tables, rows)
-        ids = np.concatenate([tables[name].ids for name in self._names])
-        kept = np.flatnonzero(counts)
-        table, counts, row, ids = table[kept], counts[kept], row[kept], ids[kept]
+    def count(self, ids: FlatIds) -> BatchCounts:
+        """ids: this rank's, of all tables of the specs in their order."""
+        return self._count(
+            *(values[np.flatnonzero(ids.counts)] for values in (ids.table, ids.counts, ids.row, ids.ids))
+        )
+
+    def _count(self, table: Int64, counts: Int64, row: Int64, ids: Int64) -> BatchCounts:
+        count_T = self._count_T
         occurrences = _sums(table, counts, count_T)
         is_unknown = row == UNKNOWN_ROW
         unknown = _sums(table[is_unknown], counts[is_unknown], count_T)
@@ -115,17 +125,20 @@ class BatchCounter:
         shares = np.zeros(len(place), bool)
         shares[1:] = place[1:] == place[:-1]
         shares[:-1] |= shares[1:]
-        return np.bincount(table[shares], minlength=len(self._names))
+        return np.bincount(table[shares], minlength=self._count_T)
 
 
-def flat(
-    names: tuple[str, ...], tables: Mapping[str, TableIds], rows: Mapping[str, Int64]
-) -> tuple[Int64, Int64, Int64]:
-    """(table's index, occurrences, row) of each id of all tables, end to end. Missing ids have no occurrences here."""
-    table = np.repeat(np.arange(len(names)), [len(tables[name].ids) for name in names])
+def flat(names: Iterable[str], tables: Mapping[str, TableIds], rows: Mapping[str, Int64]) -> FlatIds:
+    """tables: a rank's ids; rows {table: int64 [U]}: what they were mapped to."""
+    found = [tables[name] for name in names]
     row = np.concatenate([rows[name] for name in names])
-    counts = np.concatenate([tables[name].counts for name in names])
-    return table, np.where(row == MISSING_ROW, 0, counts), row
+    counts = np.concatenate([table.counts for table in found])
+    return FlatIds(
+        table=np.repeat(np.arange(len(found)), [len(table.ids) for table in found]),
+        counts=np.where(row == MISSING_ROW, 0, counts),
+        row=row,
+        ids=np.concatenate([table.ids for table in found]),
+    )
 
 
 def largest(table: Int64, values: Array, count_T: int) -> Float64:
@@ -148,8 +161,9 @@ def figures(specs: Mapping[str, TableSpec], total: Mapping[str, Any]) -> dict[st
     "evictions"; "sampled" and "untouched": rows of the sample, and of these those that no gradient has reached.
     """
     found = {}
+    columns = {key: values.tolist() for key, values in total.items()}
     for t, (name, spec) in enumerate(specs.items()):
-        of = {key: float(values[t]) for key, values in total.items()}
+        of = {key: float(values[t]) for key, values in columns.items()}
         any_ids = of["occurrences"] > 0
         found[name] = TableFigures(
             mapping=spec.mapping,

@@ -111,6 +111,10 @@ class IdMapper:
         """{table with buckets: rows handed out on this rank, reserved ones among them}."""
         return {name: int(each.used.sum()) for name, each in self._maps.items()}
 
+    def flows(self) -> dict[str, tuple[int, int]]:
+        """{table with buckets: (ids given a row, ids that lost theirs) on this rank, since `stats` was last asked}."""
+        return {name: (each.admissions, each.evictions) for name, each in self._maps.items()}
+
     def stats(self) -> dict[str, MapStats]:
         """{table: what this rank has seen}, and counts anew from here on. Needs no communication."""
         found = {}

@@ -42,15 +42,16 @@ class RowSample:
                     here = torch.from_numpy(rows[begin:end] - first).to(chunk.tensor.device)
                     parts.append((chunk.tensor, here))
             self._parts.append(parts)
+        self._sampled = np.array([sum(len(here) for _, here in parts) for parts in self._parts], np.int64)
 
     def counts(self) -> tuple[Int64, Int64]:
         """(rows of the sample on this rank, of these those that no gradient has reached), int64 [T]."""
-        sampled = np.array([sum(len(here) for _, here in parts) for parts in self._parts], np.int64)
-        untouched = [(t, _zero_rows(*part)) for t, parts in enumerate(self._parts) for part in parts]
-        found = np.zeros(len(self._parts), np.int64)
-        if untouched:
-            np.add.at(found, [t for t, _ in untouched], torch.stack([n for _, n in untouched]).cpu().numpy())
-        return sampled, found
+        states = [_of_rows(*part) for parts in self._parts for part in parts]
+        if not states:
+            return self._sampled, np.zeros_like(self._sampled)
+        is_zero = (torch.cat(states) == 0).cpu().numpy()
+        table = np.repeat(np.arange(len(self._sampled)), self._sampled)
+        return self._sampled, np.bincount(table[is_zero], minlength=len(self._sampled))
 
 
 def sample_of(spec: TableSpec, size: int) -> Int64:
@@ -70,5 +71,7 @@ def _state_of(held: Mapping[str, Held], spec: TableSpec) -> Held | None:
     return held[names[-1]] if names and not spec.frozen else None
 
 
-def _zero_rows(state: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    return (state.index_select(0, rows) == 0).all(dim=1).sum()
+def _of_rows(state: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """One value a row, zero where all of its state is."""
+    found = state.index_select(0, rows)
+    return found.squeeze(1) if found.shape[1] == 1 else found.abs().amax(dim=1)

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from embeddings.exchange import Exchange
-from embeddings.health import BatchCounter, BatchCounts, TableFigures, figures, flat, largest
+from embeddings.health import BatchCounter, BatchCounts, FlatIds, TableFigures, figures, flat, largest
 from embeddings.held_tables import held_tables
 from embeddings.row_sample import RowSample
 from embeddings.tables import rows_by_table
@@ -32,15 +32,13 @@ from trainer.runtime import Runtime
 class _Sampled:
     """A step whose ids are mapped.
 
-    table, occurrences [U]: of the ids of all tables, end to end, on this rank. used [T]: rows handed out by then;
-    admissions [T]: of these, since the sample before. norms {table: [its U]}: once its rows are looked up.
+    ids: on this rank. flow [3, T]: rows handed out by then; ids given a row and ids that lost theirs since the sample
+    before, on this rank. norms {table: [its U]}: once its rows are looked up.
     """
 
+    ids: FlatIds
     counts: BatchCounts
-    table: Int64
-    occurrences: Int64
-    used: Float64
-    admissions: Float64
+    flow: Float64
     norms: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -48,13 +46,14 @@ class _Totals:
     """Of this rank and the steps sampled since the last report, each [T].
 
     batch: what BatchCounts counts, but for the most frequent ids, whose maximum over ranks is taken a step at a time.
-    norms: Σ occurrences · norm. used: rows handed out by the last of the steps.
+    norms: Σ occurrences · norm. flow: as of _Sampled, of all the steps.
     """
 
     def __init__(self, count: int) -> None:
         self.batch = {name: np.zeros(count) for name in ("occurrences", "unknown", "ids", "colliding")}
         self.hottest: list[Int64] = []
-        self.norms, self.norm_max, self.used, self.admissions = np.zeros((4, count))
+        self.norms, self.norm_max = np.zeros((2, count))
+        self.flow = np.zeros((3, count))
 
 
 class TableHealth:
@@ -72,7 +71,7 @@ class TableHealth:
 
     def start(self) -> None:
         """Before the first ids are mapped: admissions count from here."""
-        self._used = self._rows_in_use()
+        self._flow = self._flow_so_far()
         self._ahead.clear()
         self._total = _Totals(len(self._names))
 
@@ -80,11 +79,10 @@ class TableHealth:
         """The ids of the batch that `step` will train have these rows."""
         if step % self._every:
             return
-        table, occurrences, _ = flat(self._names, tables, rows)
-        counts, before = self._counter.count(tables, rows), self._used
-        self._used = self._rows_in_use()
-        # A vocabulary gives rows and never takes one back.
-        self._ahead[step] = _Sampled(counts, table, occurrences, self._used, self._used - before)
+        ids = flat(self._names, tables, rows)
+        before, self._flow = self._flow, self._flow_so_far()
+        flow = np.concatenate([self._flow[:1], (self._flow - before)[1:]])
+        self._ahead[step] = _Sampled(ids, self._counter.count(ids), flow)
 
     def trained(self, step: int) -> None:
         """`step` is done."""
@@ -92,15 +90,14 @@ class TableHealth:
         if sampled is None:
             return
         total, count = self._total, len(self._names)
-        total.used = sampled.used
-        total.admissions += sampled.admissions
+        total.flow = np.concatenate([sampled.flow[:1], (total.flow + sampled.flow)[1:]])
         for key in total.batch:
             total.batch[key] += getattr(sampled.counts, key)
         total.hottest.append(sampled.counts.hottest)
         norms = torch.cat([sampled.norms[name] for name in self._names]).double().cpu().numpy()
-        total.norms += np.bincount(sampled.table, weights=norms * sampled.occurrences, minlength=count)
-        seen = np.where(sampled.occurrences > 0, norms, 0.0)
-        total.norm_max = np.maximum(total.norm_max, largest(sampled.table, seen, count))
+        table, counts = sampled.ids.table, sampled.ids.counts
+        total.norms += np.bincount(table, weights=norms * counts, minlength=count)
+        total.norm_max = np.maximum(total.norm_max, largest(table, np.where(counts > 0, norms, 0.0), count))
 
     def take(self) -> dict[str, TableFigures]:
         """Of all ranks, on every rank; empty where no step was sampled since the last call."""
@@ -112,9 +109,7 @@ class TableHealth:
         sampled, untouched = self._rows.counts()
         sums: dict[str, Array] = total.batch | {
             "norms": total.norms,
-            "used": total.used,
-            "admissions": total.admissions,
-            "evictions": np.zeros(len(self._names)),
+            **dict(zip(("used", "admissions", "evictions"), total.flow, strict=True)),
             "sampled": sampled,
             "untouched": untouched,
         }
@@ -134,9 +129,9 @@ class TableHealth:
                 norms = {group: torch.linalg.vector_norm(found.float(), dim=1) for group, found in rows.items()}
             sampled.norms = rows_by_table(norms, batch.kjts)
 
-    def _rows_in_use(self) -> Float64:
-        used = self._assembly.mapper.used_rows()
-        return np.array([used.get(name, 0) for name in self._names], np.float64)
+    def _flow_so_far(self) -> Float64:
+        used, flows = self._assembly.mapper.used_rows(), self._assembly.mapper.flows()
+        return np.array([(used.get(name, 0), *flows.get(name, (0, 0))) for name in self._names], np.float64).T
 
     def _reduced(self, values: Float64, op: Any) -> Float64:
         """Over all ranks: counts are whole numbers below 2^53, so the order does not matter."""

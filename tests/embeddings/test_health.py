@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from embeddings.exchange import Exchange
-from embeddings.health import BatchCounter, BatchCounts, TableFigures, figures
+from embeddings.health import BatchCounter, BatchCounts, TableFigures, figures, flat
 from embeddings.held import Held, LocalChunk, whole
 from embeddings.idmap import IdMapper
 from embeddings.row_sample import RowSample, sample_of
@@ -99,7 +99,7 @@ def test_counts_of_a_batch_are_those_of_counting_one_by_one_however_it_is_cut(wo
                 other = {999_999: 0} | dict(zip(tables["few"].ids.tolist(), tables["few"].counts.tolist(), strict=True))
                 filler = sorted(other.items())
                 tables["few"] = TableIds(*(np.array(part, np.int64) for part in zip(*filler, strict=True)))
-            counted.append(counter.count(tables, mapper.rows_of(tables, train=False)))
+            counted.append(counter.count(flat(SPECS, tables, mapper.rows_of(tables, train=False))))
     expected = by_hand(ids, mapper)
     for t, name in enumerate(SPECS):
         for key, value in expected[name].items():

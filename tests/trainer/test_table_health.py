@@ -7,9 +7,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from embeddings.config import Table
 from embeddings.idmap import IdMapper
 from embeddings.init import fill
 from embeddings.specs import table_specs
@@ -21,9 +23,16 @@ from pipelines.windows import Pass
 from tests.pipelines.rows import write_segments
 from tests.trainer.runs import Run, differing, saved_tensors, tiny_config, train_all
 from trainer.config import Config
+from trainer.feed import newest_time
 
 pytestmark = pytest.mark.timeout(300)  # all ranks start inside the first test
 Tables = dict[str, dict[str, Any]]
+
+
+def small_config(rows: Path, **sections: Any) -> Config:
+    """With a managed table that is too small for its 13 users."""
+    tables = tiny_config(rows).embeddings.tables | {"user_id": Table(rows=8, mapping="managed", buckets=2)}
+    return tiny_config(rows, embeddings={"tables": tables}, **sections)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     def run(name: str, every: int, resume: Any = "never", steps: int = 0, log_every: int = 2) -> Run:
         sections = {"train": {"log_every": log_every, "max_steps": steps}, "telemetry": {"tables_every": every}}
-        return Run(tiny_config(rows, **sections), folder / "runs" / name, resume)
+        return Run(small_config(rows, **sections), folder / "runs" / name, resume)
 
     two = [
         run("two", 1),
@@ -57,7 +66,7 @@ def tables_of(run: Path) -> dict[int, Tables]:
 
 
 def config_of(runs: dict[str, Path]) -> Config:
-    return tiny_config(next(iter(runs.values())).parents[1] / "rows")
+    return small_config(next(iter(runs.values())).parents[1] / "rows")
 
 
 def raw_batches(config: Config) -> list[Batch]:
@@ -78,7 +87,7 @@ def by_hand(config: Config, steps: list[Batch]) -> list[Tables]:
         seen: dict[str, Counter[int]] = {name: Counter() for name in specs}
         for field in batch.fields.values():
             seen[field.table].update(batch.tables[field.table].ids[field.inverse].tolist())
-        rows = mapper.rows_of(batch.tables, train=True)
+        rows = mapper.rows_of(batch.tables, train=True, now=newest_time(batch))
         step = {}
         for name, count in seen.items():
             row_of = dict(zip(batch.tables[name].ids.tolist(), rows[name].tolist(), strict=True))
@@ -93,7 +102,8 @@ def by_hand(config: Config, steps: list[Batch]) -> list[Tables]:
                 "colliding": sum(sharing[row_of[value]] > 1 for value in count),
                 "norms": sum(n * float(norms[row_of[value]]) for value, n in count.items()),
                 "norm_max": max((float(norms[row_of[value]]) for value in count), default=0.0),
-                "used": mapper.used_rows().get(name),
+                "fill": mapper.used_rows().get(name, 0) / specs[name].rows,
+                "flow": mapper.flows().get(name),
             }
         found.append(step)
     return found
@@ -109,16 +119,17 @@ def test_figures_are_those_of_the_raw_batches(trained: dict[str, Path], run: str
         assert tables.keys() == counted[0].keys()
         for name, figures in tables.items():
             pair = [counted[step][name] for step in (end - 2, end - 1)]
-            total = {key: sum(each[key] for each in pair) for key in pair[0] if key != "used"}
+            total = {key: sum(each[key] for each in pair) for key in pair[0] if key != "flow"}
             shares = {
                 "unique_share": total["ids"] / total["occurrences"],
                 "hottest_share": total["hottest"] / total["occurrences"],
                 "unknown_rate": total["unknown"] / total["occurrences"],
             }
-            if name == "item":
-                shares["fill"] = pair[1]["used"] / 256
-                before = counted[end - 3]["item"]["used"] if end > 2 else 2
-                assert (figures["admissions"], figures["evictions"]) == (pair[1]["used"] - before, 0)
+            if name in ("item", "user_id"):
+                shares["fill"] = pair[1]["fill"]
+                before = counted[end - 3][name]["flow"] if end > 2 else (0, 0)
+                admissions, evictions = np.subtract(pair[1]["flow"], before)
+                assert (figures["admissions"], figures["evictions"]) == (admissions, evictions)
                 assert figures["collision_rate"] is None
             elif name != "age":
                 shares["collision_rate"] = total["colliding"] / total["ids"]
@@ -126,6 +137,7 @@ def test_figures_are_those_of_the_raw_batches(trained: dict[str, Path], run: str
                 assert figures[key] == pytest.approx(value, rel=1e-3), (end, name, key)
     assert reported[8]["words"]["collision_rate"] > 0
     assert reported[2]["item"]["admissions"] > 20
+    assert reported[8]["user_id"]["evictions"] > 0
 
 
 def test_only_sampled_steps_count_and_a_report_without_one_has_none(trained: dict[str, Path]) -> None:
