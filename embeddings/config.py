@@ -58,9 +58,9 @@ class Table(Frozen):
               "managed": as vocabulary, but an id is admitted after admit_after sightings, and a full bucket evicts.
               "identity": id i has row i + 2, others are unknown. Bucketised columns are always identity.
     buckets:  of a vocabulary or managed table: fixed at birth, independent of world size.
-    admit_after: of a managed table: sightings (occurrences in the data) before an id has a row of its own.
+    admit_after: of a managed table: sightings (occurrences in the data) that give an id a row of its own.
     evict:    of a managed table, when a bucket is full: "lru": the row unseen for longest; "lfu": the least seen;
-              "ttl": rows unseen for ttl_days of event time, and none other.
+              "ttl": rows unseen for ttl_days of event time, and none other. See docs/ids.md.
     ttl_days: of "ttl".
     sharding: "auto" (table_wise or row_wise, chosen by bytes held and moved), "table_wise", "row_wise" or
               "column_wise" (equal shards, on ranks of their own). A vocabulary is row_wise.

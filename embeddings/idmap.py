@@ -11,6 +11,7 @@ managed:    the same, but an id is admitted after so many sightings, and a full 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,7 @@ from embeddings.buckets import bucket_of
 from embeddings.errors import IdMapError
 from embeddings.exchange import Exchange
 from embeddings.held import Held, LocalChunk
-from embeddings.map_stats import CollisionSample, MapStats, Sightings
+from embeddings.map_stats import MapStats, MapWatch
 from embeddings.specs import MISSING_ROW, TableSpec
 from embeddings.stateless import StatelessMap
 from embeddings.tables import table_groups
@@ -62,8 +63,8 @@ class IdMapper:
             if spec.is_bucketed
         }
         self._marks: deque[int] = deque(maxlen=MARKS)
-        self._sightings = {name: Sightings() for name in specs}
-        self._collisions = {name: CollisionSample() for name, spec in specs.items() if spec.mapping == "hash"}
+        self._watch = MapWatch(specs)
+        self._asked: dict[str, tuple[int, int]] = {}  # admissions, evictions that have been told of
 
     def rows_of(
         self, tables: dict[str, TableIds], train: bool, now: int = 0, upto_step: int | None = None
@@ -81,10 +82,7 @@ class IdMapper:
         rows = self._bucketed_rows(tables, train, now, upto_step) if self._maps else {}
         rows |= self._stateless.rows_of({name: table.ids for name, table in tables.items() if name not in rows})
         if train:
-            for name, table in tables.items():
-                self._sightings[name].add(rows[name])
-                if name in self._collisions:
-                    self._collisions[name].add(table.ids, rows[name])
+            self._watch.saw(tables, rows)
         return {name: rows[name] for name in tables}
 
     def mark(self, step: int) -> None:
@@ -112,24 +110,23 @@ class IdMapper:
         return {name: int(each.used.sum()) for name, each in self._maps.items()}
 
     def flows(self) -> dict[str, tuple[int, int]]:
-        """{table with buckets: (ids given a row, ids that lost theirs) on this rank, since `stats` was last asked}."""
+        """{table with buckets: (ids given a row, ids that lost theirs) on this rank, since this process began}."""
         return {name: (each.admissions, each.evictions) for name, each in self._maps.items()}
 
-    def stats(self) -> dict[str, MapStats]:
-        """{table: what this rank has seen}, and counts anew from here on. Needs no communication."""
-        found = {}
-        for name, seen in self._sightings.items():
-            sampled, colliding = self._collisions[name].counts() if name in self._collisions else (0, 0)
-            each = self._maps.get(name)
-            if each is None:
-                found[name] = MapStats(seen.ids, seen.unknown_ids, sampled, colliding)
-                continue
-            rows = len(each.buckets) * self.specs[name].rows_per_bucket
-            found[name] = MapStats(
-                seen.ids, seen.unknown_ids, 0, 0, each.admissions, each.evictions, int(each.used.sum()), rows
+    def stats(self, whole: bool = False) -> dict[str, MapStats]:
+        """{table: what this rank has seen}. Needs no communication. whole: admissions and evictions since this process
+        began, not since last asked."""
+        found = self._watch.take()
+        for name, each in self._maps.items():
+            admissions, evictions = (0, 0) if whole else self._asked.get(name, (0, 0))
+            found[name] = replace(
+                found[name],
+                admissions=each.admissions - admissions,
+                evictions=each.evictions - evictions,
+                rows_in_use=int(each.used.sum()),
+                rows=len(each.buckets) * self.specs[name].rows_per_bucket,
             )
-            each.admissions = each.evictions = 0
-        self._sightings = {name: Sightings() for name in self.specs}
+            self._asked[name] = each.admissions, each.evictions
         return found
 
     def state(self, upto_step: int | None = None) -> dict[str, Held]:

@@ -36,7 +36,8 @@ def candidates_per_bucket(spec: TableSpec) -> int:
 class ManagedMap:
     """Buckets `buckets` of a table, as they are after every batch learnt so far.
 
-    used: int64 [local buckets], rows handed out, which never get fewer. admissions, evictions: since the last `stats`.
+    used: int64 [local buckets], rows handed out, which never get fewer. admissions, evictions: since this process
+    began.
     """
 
     def __init__(self, spec: TableSpec, buckets: range) -> None:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from embeddings.specs import RESERVED_ROWS, UNKNOWN_ROW
-from pipelines.batch import Int64
+from embeddings.specs import RESERVED_ROWS, UNKNOWN_ROW, TableSpec
+from pipelines.batch import Int64, TableIds
 
+BATCHES = 8  # that are looked at when somebody asks
 SAMPLE = 1 << 16  # ids that a table's collision rate is estimated on
 
 
 @dataclass(frozen=True)
 class MapStats:
-    """Of one table, as one rank sees it; sums over ranks are the whole's. Counts are since last asked.
+    """Of one table, as one rank sees it; sums over ranks are the whole's.
 
-    ids: unique ids of this rank's training batches, batch after batch; unknown_ids: of them without a row of their own.
-    sampled_ids: distinct ids on a sample of the rows since the process began, colliding_ids: of them those that share
-    their row with another (hash tables only). admissions, evictions: in the buckets that this rank holds. rows_in_use,
-    rows: of these buckets now (0 for stateless tables).
+    ids: unique ids in the newest BATCHES training batches, batch after batch; unknown_ids: of them without a row of
+    their own. sampled_ids: distinct ids on a sample of the rows, of all batches looked at since the process began;
+    colliding_ids: of them those that share their row with another (hash tables only). admissions, evictions: since last
+    asked, in the buckets that this rank holds. rows_in_use, rows: of these buckets now (0 for stateless tables).
     """
 
     ids: int = 0
@@ -51,19 +53,6 @@ class MapStats:
 
 
 @dataclass
-class Sightings:
-    """Counts of one table's ids as they are mapped."""
-
-    ids: int = 0
-    unknown_ids: int = 0
-
-    def add(self, rows: Int64) -> None:
-        """Rows of one batch's unique ids."""
-        self.ids += len(rows)
-        self.unknown_ids += int(np.count_nonzero(rows == UNKNOWN_ROW))
-
-
-@dataclass
 class CollisionSample:
     """All distinct ids that share of the rows has been given: an unbiased sample of rows, with all their ids. Twice as
     many rows are left out whenever the sample has become too large."""
@@ -71,30 +60,46 @@ class CollisionSample:
     every: int = 1  # one row in so many
     ids: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
     rows: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
-    _new: list[tuple[Int64, Int64]] = field(default_factory=list)
-    _waiting: int = 0
 
-    def add(self, ids: Int64, rows: Int64) -> None:
-        """One batch's ids and their rows."""
+    def add(self, batches: list[tuple[Int64, Int64]]) -> None:
+        """Ids and their rows, batch by batch."""
+        ids = np.concatenate([self.ids, *(ids for ids, _ in batches)])
+        rows = np.concatenate([self.rows, *(rows for _, rows in batches)])
         taken = (rows >= RESERVED_ROWS) & (rows % self.every == 0)
-        self._new.append((ids[taken], rows[taken]))
-        self._waiting += len(self._new[-1][0])
-        if self._waiting > SAMPLE:
-            self._settle()
-
-    def counts(self) -> tuple[int, int]:
-        """(ids in the sample, of them those that share a row)."""
-        self._settle()
-        _, sharing = np.unique(self.rows, return_counts=True)
-        return len(self.ids), int(sharing[sharing > 1].sum())
-
-    def _settle(self) -> None:
-        ids = np.concatenate([self.ids, *(each for each, _ in self._new)])
-        rows = np.concatenate([self.rows, *(each for _, each in self._new)])
-        self._new, self._waiting = [], 0
-        self.ids, first = np.unique(ids, return_index=True)
-        self.rows = rows[first]
+        self.ids, first = np.unique(ids[taken], return_index=True)
+        self.rows = rows[taken][first]
         while len(self.ids) > SAMPLE:
             self.every *= 2
             kept = self.rows % self.every == 0
             self.ids, self.rows = self.ids[kept], self.rows[kept]
+
+    def counts(self) -> tuple[int, int]:
+        """(ids in the sample, of them those that share a row)."""
+        _, sharing = np.unique(self.rows, return_counts=True)
+        return len(self.ids), int(sharing[sharing > 1].sum())
+
+
+class MapWatch:
+    """Keeps the newest training batches, so that a step costs nothing and whoever asks pays for a few of them."""
+
+    def __init__(self, specs: dict[str, TableSpec]) -> None:
+        self._names = list(specs)
+        self._samples = {name: CollisionSample() for name, spec in specs.items() if spec.mapping == "hash"}
+        self._newest: deque[tuple[dict[str, TableIds], dict[str, Int64]]] = deque(maxlen=BATCHES)
+
+    def saw(self, tables: dict[str, TableIds], rows: dict[str, Int64]) -> None:
+        """One training batch: its unique ids and their rows."""
+        self._newest.append((tables, rows))
+
+    def take(self) -> dict[str, MapStats]:
+        """{table: ids, unknown_ids, sampled_ids, colliding_ids}; the batches are let go of."""
+        found = {}
+        for name in self._names:
+            seen = [(tables[name].ids, rows[name]) for tables, rows in self._newest if name in tables]
+            if seen and name in self._samples:
+                self._samples[name].add(seen)
+            sampled, colliding = self._samples[name].counts() if name in self._samples else (0, 0)
+            unknown = sum(int(np.count_nonzero(rows == UNKNOWN_ROW)) for _, rows in seen)
+            found[name] = MapStats(sum(len(rows) for _, rows in seen), unknown, sampled, colliding)
+        self._newest.clear()
+        return found

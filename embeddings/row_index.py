@@ -5,19 +5,29 @@ from __future__ import annotations
 import numpy as np
 
 from embeddings.buckets import bucket_salt
+from embeddings.errors import PlanError
 from embeddings.id_kernels import enter, find
 from pipelines.batch import Int32, Int64
 
 SMALLEST = 1 << 10
+MOST = 2**31 - 1
 
 
 class RowIndex:
     """records: flat int64, `stride` of them a row, the id first; whoever owns them writes the id before it is entered.
 
-    slots: the hash table, int32. shift: 64 − log2 of its length. count: of ids in it.
+    slots: the hash table, int32. shift: 64 − log2 of its length. count: of ids in it. Raises PlanError for more rows
+    than it can number.
     """
 
     def __init__(self, table: str, records: Int64, stride: int) -> None:
+        if len(records) // stride > MOST:
+            raise PlanError(
+                [
+                    f"table {table!r}: {len(records) // stride:,} rows on one rank → a rank's buckets hold {MOST:,} at "
+                    "most → more ranks, fewer rows, or mapping = 'hash'"
+                ]
+            )
         self.salt = bucket_salt(table)
         self._records, self._stride = records, stride
         self.count = 0

@@ -115,6 +115,7 @@ def table_specs(schema: Schema, config: Embeddings) -> dict[str, TableSpec]:
         spec, found = _resolve(name, columns, schema, config)
         specs[name] = spec
         problems += found
+    problems += _unused_defaults(specs, config)
     if problems:
         raise PlanError(problems)
     return specs
@@ -179,7 +180,7 @@ def _resolve(name: str, columns: list[str], schema: Schema, config: Embeddings) 
         evict=table.evict or config.evict,
         ttl_days=table.ttl_days or config.ttl_days,
     )
-    return spec, problems + _optimizer_problems(spec)
+    return spec, problems + _optimizer_problems(spec) + _managed_problems(spec, table)
 
 
 def _optimizer_problems(spec: TableSpec) -> list[str]:
@@ -188,6 +189,42 @@ def _optimizer_problems(spec: TableSpec) -> list[str]:
     return [
         f"table {spec.name!r}: weight_decay = {spec.weight_decay:g} with optimizer = {spec.optimizer!r} → FBGEMM "
         f"decays weights with {', '.join(DECAYING)} only → optimizer = 'rowwise_adagrad', or weight_decay = 0.0"
+    ]
+
+
+def _managed_problems(spec: TableSpec, table: Table) -> list[str]:
+    """Of the settings that only managed tables have, and that they cannot have."""
+    set_here = {"admit_after": table.admit_after, "evict": table.evict, "ttl_days": table.ttl_days}
+    if spec.mapping != "managed":
+        return [
+            f"table {spec.name!r}: {key} = {value!r} but mapping = {spec.mapping!r} → only managed tables admit and "
+            f"evict → mapping = 'managed', or remove {key}"
+            for key, value in set_here.items()
+            if value
+        ]
+    problems = []
+    if table.ttl_days and spec.evict != "ttl":
+        problems.append(
+            f"table {spec.name!r}: ttl_days = {table.ttl_days:g} but evict = {spec.evict!r} → only 'ttl' evicts by age "
+            "→ evict = 'ttl', or remove ttl_days"
+        )
+    if spec.kernel == "fused_uvm_caching":
+        problems.append(
+            f"table {spec.name!r}: kernel = 'fused_uvm_caching' and mapping = 'managed' → the cache would keep the "
+            "values of rows that were evicted → kernel = 'fused_uvm', or mapping = 'vocabulary'"
+        )
+    return problems
+
+
+def _unused_defaults(specs: dict[str, TableSpec], config: Embeddings) -> list[str]:
+    """Settings of `[embeddings]` that no table goes by."""
+    managed = [spec for spec in specs.values() if spec.mapping == "managed"]
+    users = {"admit_after": managed, "evict": managed, "ttl_days": [spec for spec in managed if spec.evict == "ttl"]}
+    return [
+        f"embeddings.{key} = {getattr(config, key)!r} → no table has mapping = 'managed'"
+        f"{' and evict = ' + repr('ttl') if key == 'ttl_days' else ''} → give one these, or remove {key}"
+        for key, tables in users.items()
+        if not tables and getattr(config, key) != Embeddings.model_fields[key].default
     ]
 
 

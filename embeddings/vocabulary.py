@@ -19,7 +19,7 @@ class Vocabulary:
     """Buckets `buckets` of a table. A bucket hands its rows out from the first on and never takes one back, so that
     how many rows each bucket has used says which ids the map held at any earlier time.
 
-    used: int64 [local buckets], rows handed out. admissions: ids given a row, since the last `stats`.
+    used: int64 [local buckets], rows handed out. admissions: ids given a row, since this process began.
     """
 
     evictions = 0

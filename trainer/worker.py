@@ -32,6 +32,7 @@ from trainer.feed import open_feed
 from trainer.job import Job
 from trainer.loop import Trainer
 from trainer.machine import environment
+from trainer.map_lines import log_maps
 from trainer.reporter import Reporter
 from trainer.row_cost import row_cost
 from trainer.run_dir import RunDir
@@ -83,6 +84,7 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
                 _begin(job.init_from, trainer, telemetry, runtime)
             with closing(open_recorder(run_dir, config, segments.train, trainer.state.step, runtime)) as recorder:
                 state = trainer.train(recorder)
+            log_maps(assembly.mapper, runtime)
             if segments.eval and not trainer.stopped_early:
                 evaluator(assembly.model, state)
             return telemetry.finish()

@@ -50,6 +50,7 @@ KEYS = {
     },
     "dedup": {"storage", "ingest", "step"},
     "health": {"health_cost_share"},
+    "id_maps": {"managed_over_vocabulary", "vocabulary_over_dict", "managed_seconds_per_million"},
 }
 
 
@@ -65,6 +66,7 @@ KEYS = {
         pytest.param("ingest", marks=pytest.mark.slow),
         pytest.param("dedup", marks=pytest.mark.slow),
         pytest.param("health", marks=pytest.mark.slow),
+        pytest.param("id_maps", marks=pytest.mark.slow),
     ],
 )
 def test_a_benchmark_closes_with_its_ratios_and_the_machine(name: str) -> None:

@@ -24,7 +24,7 @@ SPECS = {
     for s in [
         _managed("user", 40, 16, 5, lr=0.1),  # shards of 3 and 2 buckets
         _managed("item", 24, 8, 3, optimizer="adagrad", lr=0.1, dtype="fp16", init="normal"),
-        _managed("shop", 30, 8, 3, optimizer="sgd", lr=1.0, init="zeros"),
+        _managed("shop", 30, 8, 3, optimizer="sgd", lr=1.0),
         _managed("page", 30, 16, 6, dtype="fp16", lr=0.1),
         spec("geo", 30, 16, "row_wise"),
     ]

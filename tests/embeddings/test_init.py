@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from embeddings.init import fill, initialise
+from embeddings.init import fill, initial_rows, initialise
 from embeddings.specs import seed_of
 from embeddings.tables import Tables
 from tests.embeddings.specs import spec
@@ -93,3 +93,13 @@ def test_unsharded_tables_are_filled_in_place() -> None:
     tables = Tables({"t": TABLE}, device="cpu")
     initialise(tables, {"t": TABLE}, seed=1)
     assert torch.equal(next(tables.parameters()), _filled())
+
+
+@pytest.mark.parametrize("init", ["uniform", "normal", "zeros"])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_single_rows_have_the_values_that_they_had_at_the_start(init: Any, dtype: Any) -> None:
+    table = replace(TABLE, init=init, dtype=dtype)
+    whole = torch.empty(table.rows, table.width, dtype=table.torch_dtype)
+    fill(whole, table, 1)
+    rows, columns = torch.tensor([2999, 0, 17]), torch.arange(4, 12)
+    assert torch.equal(initial_rows(table, 1, rows, columns).to(whole.dtype), whole[rows][:, 4:12])

@@ -149,6 +149,7 @@ def test_stats_count_what_comes_and_goes() -> None:
     assert stats["h"].collision_rate == 1.0
     again = mapper.stats()["t"]
     assert (again.ids, again.admissions, again.evictions, again.fill) == (0, 0, 0, 1.0)
+    assert (stats["t"] + again).rows == 8
 
 
 def test_the_collision_rate_is_that_of_all_ids_seen_on_a_sample_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +160,7 @@ def test_the_collision_rate_is_that_of_all_ids_seen_on_a_sample_of_rows(monkeypa
     for part in np.split(every, 20):
         ids = np.unique(np.append(part, every[:500]))
         mapper.rows_of({"h": TableIds(ids, np.ones_like(ids))}, train=True)
+        mapper.stats()
     distinct = np.unique(every)
     rows = mapper.rows_of({"h": TableIds(distinct, np.ones_like(distinct))}, train=False)["h"]
     _, inverse, sharing = np.unique(rows, return_inverse=True, return_counts=True)

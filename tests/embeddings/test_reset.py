@@ -19,7 +19,7 @@ def test_reset_rows_begin_anew_and_no_others(on_ranks: dict[int, list[dict[str, 
     for name, spec in SPECS.items():
         fill(initial[name], spec, SEED)
     results = [rank["reset"] for rank in on_ranks[world_size]]
-    seen = 0
+    seen = trained = 0
     for result in results:
         for key, boxes in result["after"].items():
             name, part = key.split("/")
@@ -28,10 +28,11 @@ def test_reset_rows_begin_anew_and_no_others(on_ranks: dict[int, list[dict[str, 
                 expected = initial[name][first : first + len(after)] if part == "weight" else torch.zeros_like(after)
                 assert torch.equal(after[~reset], before[~reset]), key
                 assert torch.equal(after[reset], expected[reset]), key
-                if reset.any():
-                    assert not torch.equal(before[reset], after[reset]), f"{key}: training had changed these rows"
-                seen += int(reset.sum()) * (part == "weight")
+                if part == "weight":
+                    seen += int(reset.sum())
+                    trained += int((before[reset] != after[reset]).any(1).sum())
     assert seen == sum(map(len, RESET.values()))
+    assert trained >= seen - 2, "training had changed these rows"
     told = [told for result in results for told in result["told"]]
     for name, rows in RESET.items():
         assert sorted(row for table, found in told if table == name for row in found.tolist()) == rows

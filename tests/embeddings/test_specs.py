@@ -146,3 +146,31 @@ def test_bf16_on_the_wire_is_fp16_on_cpu_and_says_so(caplog: pytest.LogCaptureFi
     assert [record.getMessage() for record in caplog.records] == [
         "embeddings.backward_codec = 'bf16' → gloo does not carry it → 'fp16' travels on CPU"
     ]
+
+
+@pytest.mark.parametrize(
+    ("tables", "whole", "words"),
+    [
+        ({"item": {"admit_after": 2}}, {}, "admit_after = 2 but mapping = 'hash'"),
+        ({"item": {"mapping": "vocabulary", "evict": "lfu"}}, {}, "evict = 'lfu' but mapping = 'vocabulary'"),
+        ({"item": {"mapping": "managed", "ttl_days": 7.0}}, {}, "only 'ttl' evicts by age"),
+        ({"item": {"mapping": "managed", "kernel": "fused_uvm_caching"}}, {}, "the cache would keep"),
+        ({}, {"evict": "lfu"}, "embeddings.evict = 'lfu' → no table has mapping = 'managed'"),
+        ({"item": {"mapping": "managed"}}, {"ttl_days": 2.0}, "no table has mapping = 'managed' and evict = 'ttl'"),
+        ({"item": {"mapping": "managed", "sharding": "table_wise"}}, {}, "it is row_wise"),
+    ],
+)
+def test_settings_of_managed_tables_are_refused_where_they_do_nothing(
+    tables: dict[str, Any], whole: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(PlanError) as caught:
+        table_specs(SCHEMA, _config(**tables).model_copy(update=whole))
+    assert len(caught.value.problems) == 1
+    assert words in caught.value.problems[0]
+
+
+def test_a_managed_table_has_the_runs_policy_or_its_own() -> None:
+    config = _config(item={"mapping": "managed"}, city={"mapping": "managed", "evict": "ttl", "ttl_days": 7.0})
+    specs = table_specs(SCHEMA, config.model_copy(update={"evict": "lfu", "admit_after": 3}))
+    assert (specs["item"].evict, specs["item"].admit_after) == ("lfu", 3)
+    assert (specs["city"].evict, specs["city"].ttl_days, specs["city"].sharding) == ("ttl", 7.0, "row_wise")

@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from embeddings.buckets import bucket_of
 from embeddings.held import whole
 from embeddings.specs import RESERVED_ROWS, table_specs
-from embeddings.vocabulary import bucket_of
 from pipelines.schema import MISSING_ID
 from tests.trainer.runs import differing
 from tests.trainer.verb_runs import Trained

@@ -81,13 +81,13 @@ def test_ids_are_dealt_to_other_buckets(
     old, new = now("vocabulary", 64, 8), now("vocabulary", rows, buckets)
     vocabulary = Vocabulary(old, range(8))
     ids = np.unique(np.random.default_rng(0).integers(-(2**62), 2**62, 90))
-    vocabulary.admit(ids[:30])
-    vocabulary.admit(ids[30:])
+    for part in (ids[:30], ids[30:]):
+        vocabulary.learn([part], [np.ones_like(part)], now=0)
     age = np.random.default_rng(1).permutation(64).reshape(8, 8)
-    state = {"ids": vocabulary.id_of_row, "used": vocabulary.used, "last_seen": age, "clock": np.full(8, 77)}
+    state = vocabulary.state() | {"last_seen": age, "clock": np.full(8, 77)}
     saved_as = {f"id_maps/t/{k}": _held(torch.from_numpy(v.copy()), 0, 8) for k, v in state.items()}
     save_tensors(tmp_path / "step_00000001", saved_as, 1, "{}")
-    known = {int(i): row for row, i in enumerate(vocabulary.id_of_row.ravel()) if i != MISSING_ID}
+    known = {int(i): row for row, i in enumerate(state["ids"].ravel()) if i != MISSING_ID}
     row_of: dict[int, int] = {}
     old_of: dict[int, int] = {}
     lost = moved_rows = 0
