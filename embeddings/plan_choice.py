@@ -8,7 +8,7 @@ anywhere go, heaviest first, to the rank that has least.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,6 +19,7 @@ from embeddings.errors import PlanError
 from embeddings.plan_boxes import Box, KernelType, Placed, Placement, ShardingType, table_boxes
 from embeddings.plan_load import Codecs, Floats, StepIds, held_bytes, table_load
 from embeddings.specs import TableSpec
+from embeddings.tables import table_groups
 
 # What one more kind of sharding costs a step, in bytes on the wire: two more exchanges each way.
 KIND_BYTES = 1 << 20
@@ -166,10 +167,14 @@ class _Weighed:
     def _cost(self, kinds: dict[str, ShardingType], held_2W: Floats, moved_W: Floats) -> tuple[float, float]:
         memory = self._cluster.memory
         over = float(np.maximum(held_2W[0] - memory, 0).sum()) if memory else 0.0
-        used = {(self._specs[name].width, self._specs[name].mapping, kind) for name, kind in kinds.items()}
         held_W = held_2W.sum(axis=0)
         uneven = float(held_W.max() - held_W.mean()) / UNEVEN_BYTES
-        return over, float(moved_W.max()) + uneven + KIND_BYTES * len(used)
+        return over, float(moved_W.max()) + uneven + KIND_BYTES * exchanges(self._specs, kinds)
+
+
+def exchanges(specs: dict[str, TableSpec], kinds: Mapping[str, str]) -> int:
+    """How many exchanges of rows a forward has: one for each kind of sharding in each group of tables."""
+    return len({(group, kinds[name]) for group, names in table_groups(specs).items() for name in names})
 
 
 def column_shards(spec: TableSpec, ranks: int) -> int:

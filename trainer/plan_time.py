@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from embeddings.plan_choice import exchanges
 from embeddings.plan_report import PlanReport, human_bytes
 from pipelines.reading import RowCost
 from pipelines.schema import Schema
@@ -69,7 +70,8 @@ def estimate(
     load, link = report.load, _link(hardware, report.size, local_world_size)
     multiplications = cost.fixed + cost.linear * work.length + cost.quadratic * work.length_squared
     moved = load.lookup + load.update
-    calls = 4 * len({(t.width, t.mapping, t.sharding) for t in report.tables}) if report.size > 1 else 0
+    # Lengths, ids, rows, gradients.
+    calls = 4 * exchanges(report.specs, {t.name: t.sharding for t in report.tables}) if report.size > 1 else 0
     dense = 2 * (report.world_size - 1) / report.world_size * 4 * dense_parameters
     parts = {
         # Two operations a multiplication; backward is twice forward.
