@@ -8,13 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from embeddings.config import Embeddings
 from embeddings.plan import make_placement
 from embeddings.plan_load import Codecs, StepIds, total_load
-from embeddings.tables import group_kjts
+from embeddings.tables import group_kjts, table_groups
 from tests.distributed.ranks import run_ranks
 from tests.embeddings.specs import spec
-from tests.embeddings.toy import ToyBatch, build, targets_of
+from tests.embeddings.toy import Run, ToyBatch, build, targets_of
 
 IDS = 400
 SPECS = {
@@ -29,11 +28,15 @@ SPECS = {
 
 def _sent(rank: int, world_size: int) -> dict[str, float]:
     """Bytes of float values that this rank sends to the others in one forward, and in one backward."""
-    model, _ = build(SPECS, Embeddings(optimizer="sgd"), rank, world_size)
+    model, _ = build(Run(SPECS), rank, world_size)
     generator = torch.Generator().manual_seed(rank)
     half = {name: torch.randperm(2500, generator=generator)[: IDS // 2].sort().values for name in SPECS}
     rows = {name: torch.cat([rows, rows + 2500]) for name, rows in half.items()}  # even on both ranks' blocks
-    batch = ToyBatch(group_kjts(SPECS, rows), targets_of(SPECS, rows, 0), torch.tensor(1.0))
+    batch = ToyBatch(
+        group_kjts(table_groups(SPECS), {name: found.numpy() for name, found in rows.items()}),
+        targets_of(SPECS, rows, 0),
+        torch.tensor(1.0),
+    )
     told = {"sum": 0.0}
     exchange = dist.all_to_all_single
 
