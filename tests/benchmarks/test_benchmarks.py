@@ -26,6 +26,8 @@ KEYS = {
         "bandwidth_share",
         "unique_saves",
         "unique_saves_bytes",
+        "per_field_share",
+        "per_field_share_stock",
     },
     "prepare": {
         "time_4_over_1",
@@ -51,6 +53,7 @@ KEYS = {
     "dedup": {"storage", "ingest", "step"},
     "health": {"health_cost_share"},
     "id_maps": {"managed_over_vocabulary", "vocabulary_over_dict", "managed_seconds_per_million"},
+    "many_fields": {"per_field_share", "per_field_share_stock"},
 }
 
 
@@ -67,6 +70,7 @@ KEYS = {
         pytest.param("dedup", marks=pytest.mark.slow),
         pytest.param("health", marks=pytest.mark.slow),
         pytest.param("id_maps", marks=pytest.mark.slow),
+        pytest.param("many_fields", marks=pytest.mark.slow),
     ],
 )
 def test_a_benchmark_closes_with_its_ratios_and_the_machine(name: str) -> None:
