@@ -435,6 +435,24 @@ def test_unshard_of_some_tables_and_of_odd_names(run: Path, command: Command, tm
     assert command("verify", run)[0] == 0
 
 
+def test_half_precision_tables_are_exported_without_loss(run: Path, command: Command, tmp_path: Path) -> None:
+    tensors = tensors_of(GOLDEN_STEP)
+    for name, dtype in {"author": torch.float16, "hour": torch.bfloat16}.items():
+        tensors[f"tables/{name}/weight"] = tensors[f"tables/{name}/weight"].to(dtype)
+    save(step(run, 5), tensors, step=5)
+    assert command("verify", run)[0] == 0
+    assert command("unshard", run, "--out", tmp_path / "out")[0] == 0
+    assert command("reshard", run, "--world-size", 2, "--out", tmp_path / "resharded")[0] == 0
+    assert differing(tensors_of(tmp_path / "resharded"), tensors) == []
+    assert command("diff", 4, 5, "--run", run, "--out", tmp_path / "diff")[0] == 0
+    for name in ("author", "hour"):
+        expected = tensors[f"tables/{name}/weight"]
+        for file in (tmp_path / "out" / "tables", tmp_path / "diff" / "rows"):
+            found = pq.read_table(file / f"{name}.parquet")
+            vectors = torch.tensor(found["vector"].to_pylist())
+            assert torch.equal(vectors.to(expected.dtype), expected[found["row"].to_pylist()])
+
+
 # what is refused
 
 

@@ -40,7 +40,7 @@ def score_by_the_page(export: Path, rows: Path, folder: Path) -> list[dict[str, 
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("name", ["candidates", "history"])
+@pytest.mark.parametrize("name", ["candidates", "ordered", "history"])
 def test_what_the_page_says_gives_the_trained_model_s_answers(checkpointed: Trained, name: str, tmp_path: Path) -> None:
     expected = checkpointed.scores
     verbs.unshard(str(checkpointed.runs / name), str(tmp_path / "export"), None, None)

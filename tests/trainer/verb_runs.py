@@ -14,7 +14,7 @@ from pipelines.segments import find_segments
 from pipelines.stream import ThreadExecutor
 from pipelines.windows import Pass
 from tests.distributed.ranks import run_ranks
-from tests.pipelines.rows import TASKS, make_history_schema, make_rows, make_schema, write_rows
+from tests.pipelines.rows import COLUMNS, TASKS, make_history_schema, make_rows, make_schema, write_rows
 from tests.trainer.runs import Run, tiny_config, train_runs
 from trainer.assembly import assemble
 from trainer.checkpoint.checkpointer import Checkpointer
@@ -44,9 +44,13 @@ def configs(rows: Path) -> dict[str, Config]:
     both = {"both": {"label": "order", "product_of": ("click", "order")}}
     events = {k: v for k, v in tables.items() if k in ("late", "tags")}
     events |= {"v_item": tables["item"], "v_words": tables["words"]}
+    views = {name: column for name, column in COLUMNS.items() if not name.startswith("b_")}
+    of_views = {"views": {"max_length": 4, "time": "v_time", "action_time": "v_known"}}
+    one_history = make_schema(ties="order", columns=views, histories=of_views)
     model = base.model.model_copy(update={"action_tokens": "auto"})
     return {
         "candidates": replace(base, schema=make_schema(tasks=TASKS | both), embeddings=embeddings, model=model),
+        "ordered": replace(base, schema=one_history, embeddings=embeddings, model=model),
         "history": replace(
             base,
             schema=make_history_schema(ties="order"),
@@ -92,7 +96,7 @@ def train_and_score(rank: int, world_size: int, runs: list[Run], rows: Path) -> 
 
 @dataclass(frozen=True)
 class Trained:
-    """runs: folder with the run directories "candidates" and "history". rows: Parquet of rows to score. scores: {run:
+    """runs: folder with the run directories named as `configs`. rows: Parquet of rows to score. scores: {run:
     {row: probabilities [position][task]}}."""
 
     runs: Path
@@ -107,4 +111,4 @@ def train_on_two_ranks(folder: Path) -> Trained:
     runs = [Run(config, folder / "runs" / name) for name, config in configs(folder / "train").items()]
     of_ranks = run_ranks(train_and_score, 2, runs, rows.parent, timeout=150)
     merged: list[Scores] = [{**first, **second} for first, second in zip(*of_ranks, strict=True)]
-    return Trained(folder / "runs", rows, dict(zip(["candidates", "history"], merged, strict=True)))
+    return Trained(folder / "runs", rows, dict(zip((run.run_dir.name for run in runs), merged, strict=True)))
