@@ -11,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embeddings.buckets import bucket_of
 from embeddings.held import Held, LocalChunk
+from embeddings.idmap import IdMapper
 from embeddings.specs import RESERVED_ROWS, TableSpec
-from embeddings.vocabulary import Vocabulary
+from pipelines.batch import TableIds
 from pipelines.schema import MISSING_ID
 from tests.embeddings.specs import spec
 from trainer import init_id_maps
@@ -78,16 +80,18 @@ def test_ids_are_dealt_to_other_buckets(
     """As three ranks would; every id has one row, of its own bucket, in the order in which ids came; what found no room
     is counted. A managed table lets those go that were unseen for longest."""
     monkeypatch.setattr(init_id_maps, "BLOCK_BYTES", block)
-    old, new = now("vocabulary", 64, 8), now("vocabulary", rows, buckets)
-    vocabulary = Vocabulary(old, range(8))
-    ids = np.unique(np.random.default_rng(0).integers(-(2**62), 2**62, 90))
-    for part in (ids[:30], ids[30:]):
-        vocabulary.learn([part], [np.ones_like(part)], now=0)
-    age = np.random.default_rng(1).permutation(64).reshape(8, 8)
-    state = vocabulary.state() | {"last_seen": age, "clock": np.full(8, 77)}
-    saved_as = {f"id_maps/t/{k}": _held(torch.from_numpy(v.copy()), 0, 8) for k, v in state.items()}
-    save_tensors(tmp_path / "step_00000001", saved_as, 1, "{}")
-    known = {int(i): row for row, i in enumerate(state["ids"].ravel()) if i != MISSING_ID}
+    old, new = now("managed", 64, 8), now("managed", rows, buckets)
+    mapper = IdMapper({"t": old})
+    ids = np.random.default_rng(0).integers(-(2**62), 2**62, (3, 25))
+    for hour, of_hour in enumerate(ids, 1):
+        of_hour.sort()
+        mapper.rows_of({"t": TableIds(of_hour, np.ones(25, np.int64))}, train=True, now=hour * 3_600_000_000)
+    state = mapper.state()
+    save_tensors(tmp_path / "step_00000001", {f"id_maps/{name}": held for name, held in state.items()}, 1, "{}")
+    id_of_row, age = (state[f"t/{key}"].chunks[0].tensor.ravel().tolist() for key in ("ids", "last_seen"))
+    known = {i: row for row, i in enumerate(id_of_row) if i != MISSING_ID}
+    assert len(known) > 40
+    assert len(set(age)) == 4
     row_of: dict[int, int] = {}
     old_of: dict[int, int] = {}
     lost = moved_rows = 0
@@ -101,7 +105,7 @@ def test_ids_are_dealt_to_other_buckets(
             first = there.start * new.rows_per_bucket
             chunks = (LocalChunk((first, 0), rows_held),) if len(there) else ()
             dealt = deal_ids(
-                saved, "id_maps/t/", before("vocabulary", 64, 8), new, held, Held((rows, 8), torch.float32, chunks)
+                saved, "id_maps/t/", before("managed", 64, 8), new, held, Held((rows, 8), torch.float32, chunks)
             )
             lost += dealt.lost
             moved_rows += dealt.moved
@@ -116,19 +120,17 @@ def test_ids_are_dealt_to_other_buckets(
                 used = held["used"].chunks[0].tensor.numpy()
                 expected = (taken != MISSING_ID).sum(1) + np.where(np.arange(len(taken)) + of_rank.start == 0, 2, 0)
                 np.testing.assert_array_equal(used, expected)
-                assert (held["clock"].chunks[0].tensor == 77).all()
+                assert (held["clock"].chunks[0].tensor == 3 * 3_600_000_000).all()
                 seen = held["last_seen"].chunks[0].tensor.numpy()[taken != MISSING_ID]
-                assert seen.tolist() == [age.ravel()[known[int(i)]] for i in taken[taken != MISSING_ID]]
+                assert seen.tolist() == [age[known[int(i)]] for i in taken[taken != MISSING_ID]]
     assert len(row_of) + lost == len(known)
     assert moved_rows == len(row_of) + RESERVED_ROWS
     assert {i: old_of[row] for i, row in row_of.items()} == {i: known[i] for i in row_of}
     assert [old_of[row] for row in range(RESERVED_ROWS)] == [0, 1]
-    _as_a_slow_reader_would(new, known, age.ravel(), row_of)
+    _as_a_slow_reader_would(new, known, age, row_of)
 
 
 def _as_a_slow_reader_would(new: TableSpec, known: dict[int, int], age: Any, row_of: dict[int, int]) -> None:
-    from embeddings.buckets import bucket_of
-
     buckets: dict[int, list[int]] = {}
     for id_ in known:
         buckets.setdefault(int(bucket_of(new, np.array([id_]))[0]), []).append(id_)
@@ -154,6 +156,7 @@ def _empty(new: TableSpec, of_rank: range) -> dict[str, Held]:
         used[0] = RESERVED_ROWS
     return {
         "ids": _held(torch.full((count, new.rows_per_bucket), MISSING_ID), first, new.buckets),
+        "counts": _held(torch.zeros((count, new.rows_per_bucket), dtype=torch.int64), first, new.buckets),
         "last_seen": _held(torch.zeros((count, new.rows_per_bucket), dtype=torch.int64), first, new.buckets),
         "used": _held(used, first, new.buckets),
         "clock": _held(torch.zeros(count, dtype=torch.int64), first, new.buckets),
