@@ -84,6 +84,7 @@ class Trainer:
             self._reporter.saved(self._checkpointer.wait())
         finally:
             self._feed.close()
+            self._checkpointer.close()
         self._pipeline.detach()
         return self.state
 

@@ -4,11 +4,12 @@
 
 One table with row-wise Adagrad in one process, trained on Zipf ids (as in embeddings.py), a checkpoint every `every`
 steps on this machine's disk. `stall_share`: of the wall time, what training stood still for checkpoints, in copying
-rows aside too, at that interval; `stall_share_at_10_minutes`: the same seconds a checkpoint at the default interval.
-`stall_async_over_sync`: against mode = "sync". `wall_async_over_none`: wall time of all steps over that of the same
-steps without checkpoints: the writer's own work on the machine's cores as well. `delta_bytes_share`: a difference's
-bytes over a full one's. `save_peak_over_table`, `load_peak_over_table`: resident memory at its highest above what was
-there before, over the bytes of weights and state; a full copy would be 1.
+rows aside too, at that interval, which is printed; `stall_share_at_10_minutes`: what the big table's checkpoint cost,
+at the default interval. `stall_async_over_sync`: against mode = "sync". `wall_async_over_none`: wall time of all steps
+over that of the same steps without checkpoints: the writer's own work on the machine's cores as well.
+`delta_bytes_share`: a difference's bytes over a full one's, after one id has been drawn for every five rows of the
+table. `save_peak_over_table`, `load_peak_over_table`: resident memory at its highest above what was there before, over
+the bytes of weights and state; a full copy would be 1.
 """
 
 from __future__ import annotations
@@ -38,11 +39,10 @@ from trainer.config_sections import Checkpoint
 from trainer.run_dir import RunDir
 
 SCHEMA = Schema(user="user", columns={"user": Column(role="user", kind="id")})
-DENSE = 2_000_000  # parameters beside the tables, with two moments each
+DENSE = 500_000  # parameters beside the tables, with two moments each
 CONTESTANTS: dict[str, dict[str, Any] | None] = {
     "none": None,
     "async": {"mode": "async"},
-    "async, differences": {"mode": "async", "full_every": 1000},
     "sync": {"mode": "sync"},
 }
 
@@ -54,14 +54,14 @@ class Shape:
     rows: int = 5_000_000
     width: int = 16
     ids: int = 50_000
-    every: int = 40
-    checkpoints: int = 3
+    every: int = 800
+    checkpoints: int = 2
     rounds: int = 3
     big_rows: int = 40_000_000
 
 
 FULL = Shape()
-QUICK = Shape(rows=2_000_000, ids=20_000, every=40, checkpoints=2, rounds=1, big_rows=8_000_000)
+QUICK = Shape(rows=2_000_000, ids=20_000, every=500, checkpoints=2, rounds=1, big_rows=8_000_000)
 TINY = Shape(rows=20_000, ids=500, every=3, checkpoints=2, rounds=1, big_rows=100_000)
 
 
@@ -118,15 +118,35 @@ def run(shape: Shape, training: Training, settings: dict[str, Any] | None) -> di
         "wall": wall,
         "stall": sum(saved.stall_seconds for saved in found) / len(found),
         "seconds": sum(saved.seconds for saved in found) / len(found),
-        "bytes": sum(saved.bytes for saved in found) / len(found),
-        "full_bytes": full.bytes,
+        "bytes": full.bytes,
     }
+
+
+def differences(rank: int, world_size: int, shape: Shape) -> dict[int, dict[str, float]]:
+    """{steps since the checkpoint before: a difference's bytes, those of a full one, rows in it}."""
+    torch.set_num_threads(machine.cores())
+    steps = max(1, shape.rows // 5 // shape.ids)
+    intervals = (max(1, steps // 4), steps, 4 * steps)
+    training = Training(shape, shape.rows, draws=sum(intervals))
+    found: dict[int, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        config = Checkpoint(mode="sync", full_every=9)
+        checkpointer = Checkpointer(RunDir(folder), config, touched=training.touched)
+        full = checkpointer.save(_state(0), training.held)
+        for number, interval in enumerate(intervals):
+            for _ in range(interval):
+                training.step()
+            (shard,) = training.touched.shards()
+            rows = int((shard.generation_R == training.touched.generation).sum())
+            delta = checkpointer.save(_state(number + 1), training.held)
+            found[interval] = {"bytes": delta.bytes, "full": full.bytes, "rows": rows}
+    return found
 
 
 def compare(rank: int, world_size: int, shape: Shape) -> dict[str, list[dict[str, float]]]:
     """Each contestant's figures of each round, in one process."""
     torch.set_num_threads(machine.cores())
-    training = Training(shape, shape.rows, draws=(shape.checkpoints + 1) * shape.every)
+    training = Training(shape, shape.rows, draws=64)
     for _ in range(5):
         training.step()
     contestants = {name: lambda s=settings: run(shape, training, s) for name, settings in CONTESTANTS.items()}
@@ -167,24 +187,48 @@ def memory(rank: int, world_size: int, shape: Shape) -> dict[str, float]:
             began = time.perf_counter()
             with Peak() as peak:
                 checkpointer.begin(_state(1), training.held)
-                while mode == "async" and not checkpointer.poll():
+                while not (saved := checkpointer.poll()):
                     training.step()
-            result |= {f"{mode} save": peak.bytes, f"{mode} save seconds": time.perf_counter() - began}
+            result |= {
+                f"{mode} save": peak.bytes,
+                f"{mode} save seconds": time.perf_counter() - began,
+                f"{mode} save stall": saved[0].stall_seconds,
+            }
         path = RunDir(f"{folder}/sync").require_latest()
         began = time.perf_counter()
         with Peak() as peak:
             checkpointer.load(path, training.held())
-        result |= {"load": peak.bytes, "load seconds": time.perf_counter() - began}
+        seconds = time.perf_counter() - began
+        result |= {"load": peak.bytes, "load seconds": seconds, "load stall": seconds}
     return result
 
 
 def _speed(what: str, big: dict[str, float]) -> list[str]:
     seconds = big[f"{what} seconds"]
-    return [what, f"{seconds:.2f}", f"{big['table'] / seconds / 1e6:.0f}", f"{big[what] / 1e6:.0f}"]
+    rate, stall = big["table"] / seconds / 1e6, big[f"{what} stall"]
+    return [what, f"{seconds:.2f}", f"{rate:.0f}", f"{stall:.3f}", f"{big[what] / 1e6:.0f}"]
+
+
+def report_differences(shape: Shape, found: dict[int, dict[str, float]]) -> float:
+    """Prints them; the share at the middle interval."""
+    harness.table(
+        ["ids drawn since the checkpoint before", "rows touched", "MB", "of a full one"],
+        [
+            [
+                f"{steps * shape.ids:,}, {steps * shape.ids / shape.rows:.2f} of the rows",
+                f"{delta['rows'] / shape.rows:.1%}",
+                f"{delta['bytes'] / 1e6:.1f} of {delta['full'] / 1e6:.1f}",
+                f"{delta['bytes'] / delta['full']:.3f}",
+            ]
+            for steps, delta in found.items()
+        ],
+    )
+    middle = list(found.values())[1]
+    return middle["bytes"] / middle["full"]
 
 
 def report(shape: Shape, figures: dict[str, list[dict[str, float]]], big: dict[str, float]) -> dict[str, float]:
-    """Prints both tables."""
+    """Prints the tables of time and of memory."""
 
     def middle(name: str, key: str) -> float:
         return median(figure[key] for figure in figures[name])
@@ -207,17 +251,16 @@ def report(shape: Shape, figures: dict[str, list[dict[str, float]]], big: dict[s
     harness.table(header, rows)
     table = big["table"]
     harness.table(
-        [f"{shape.big_rows:,} rows, {table / 1e9:.2f} GB", "s", "MB/s", "peak above, MB"],
+        [f"{shape.big_rows:,} rows, {table / 1e9:.2f} GB", "s", "MB/s", "training waited, s", "peak above, MB"],
         [_speed(what, big) for what in ("sync save", "async save", "load")],
     )
     interval = shape.every * step_seconds
     print(f"a checkpoint every {shape.every} steps is one every {interval:.1f} s here\n", flush=True)
     return {
         "stall_share": middle("async", "stall") * shape.checkpoints / middle("async", "wall"),
-        "stall_share_at_10_minutes": middle("async", "stall") / 600,
+        "stall_share_at_10_minutes": big["async save stall"] / 600,
         "stall_async_over_sync": middle("async", "stall") / middle("sync", "stall"),
         "wall_async_over_none": harness.ratio(*([f["wall"] for f in figures[name]] for name in ("async", "none"))),
-        "delta_bytes_share": middle("async, differences", "bytes") / middle("async", "full_bytes"),
         "save_peak_over_table": max(big["sync save"], big["async save"]) / table,
         "load_peak_over_table": big["load"] / table,
         "save_mb_per_second": table / big["sync save seconds"] / 1e6,
@@ -235,7 +278,9 @@ def main(quick: bool, tiny: bool) -> None:
     harness.show("shape", asdict(shape) | {"dense values": 3 * DENSE})
     figures = run_ranks(compare, 1, shape, timeout=1800)[0]
     big = run_ranks(memory, 1, shape, timeout=1800)[0]
-    harness.finish("checkpoint", report(shape, figures, big), machine.cores())
+    ratios = report(shape, figures, big)
+    ratios["delta_bytes_share"] = report_differences(shape, run_ranks(differences, 1, shape, timeout=1800)[0])
+    harness.finish("checkpoint", ratios, machine.cores())
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from trainer.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
+CLOSING_SECONDS = 60.0
 Tensors = Callable[[], Mapping[str, Held]]
 
 __all__ = ["Checkpointer", "Saved"]
@@ -138,6 +139,11 @@ class Checkpointer:
         self._settle()
         return self.poll()
 
+    def close(self) -> None:
+        """Not collective: after an error elsewhere, gives what is in flight some time to end. Raises nothing."""
+        if self._in_flight is not None and not self._in_flight.ended:
+            self._in_flight.join(CLOSING_SECONDS)
+
     def latest(self) -> Location | None:
         """The newest complete checkpoint of the run."""
         return self.run_dir.latest()
@@ -223,8 +229,7 @@ class Checkpointer:
             named = commit
             with agree(self._writers):
                 if base is not None and self.rank == 0:
-                    sha256 = hashlib.sha256(Folder(base).read(COMMIT)).hexdigest()
-                    named = commit.model_copy(update={"base": Base(name=name_of(base), sha256=sha256)})
+                    named = commit.model_copy(update={"base": _named(base)})
             size = write_checkpoint(
                 Folder(path),
                 lambda: chain(table_blocks(snapshot), small_blocks(small, self.rank, self.world_size, previous)),
@@ -258,6 +263,17 @@ class Checkpointer:
         writing.stall_seconds += seconds
         self._done.append(writing.result())
         return seconds
+
+
+def _named(base: Location) -> Base:
+    """Raises CheckpointError where it was removed behind our back."""
+    try:
+        return Base(name=name_of(base), sha256=hashlib.sha256(Folder(base).read(COMMIT)).hexdigest())
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {spoken(base)} cannot be read ({error.strerror or type(error).__name__}) → the next difference "
+            "is to it → resume: the run goes on from what is there"
+        ) from error
 
 
 def _same(one: Location, other: Location) -> bool:

@@ -60,10 +60,10 @@ class InFlight:
     def failed(self) -> bool:
         return self.ended and self._error is not None
 
-    def join(self) -> float:
-        """Waits for the end; returns the seconds it took."""
+    def join(self, timeout: float | None = None) -> float:
+        """Waits for the end, or for so many seconds; returns how many it took."""
         started = time.perf_counter()
-        self._ended.wait()
+        self._ended.wait(timeout)
         return time.perf_counter() - started
 
     def result(self) -> Saved:
