@@ -3,15 +3,24 @@ split in days."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from embeddings.config import Table
+from embeddings.init import fill
+from embeddings.specs import TableSpec
 from tests.pipelines.rows import write_segments
 from tests.trainer.runs import Run, differing, saved_tensors, tiny_config, train_all
 
 Tensors = dict[str, torch.Tensor]
+OWN_SETTINGS = {
+    "item": Table(rows=256, mapping="vocabulary", buckets=8, dtype="fp16"),
+    "words": Table(rows=97, sharding="row_wise", optimizer="sgd", lr=1.0, init="normal"),
+    "tags": Table(rows=50, sharding="table_wise", dtype="fp16", optimizer="adagrad", frozen=True),
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +39,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensors]:
     shuffled = {"order": "shuffle", "epochs": 2}
     dropped = {"dropout": 0.3}
     often = {"every_steps": 1, "full_every": 4, "keep": 9}
+    own = {"tables": OWN_SETTINGS, "forward_codec": "fp16", "backward_codec": "int8"}
     by_world_size = {
         2: [
+            run("own settings", embeddings=own, train={"eval_every": 2}, data={"eval_segments": "2026-01-02"}),
+            run("own settings, stopped", embeddings=own, train={"max_steps": 3}),
+            run("own settings, stopped", "must", embeddings=own),
             run("two"),
             run("two again"),
             run("stopped at 3", train={"max_steps": 3}),
@@ -77,6 +90,20 @@ def test_the_same_run_gives_the_same_bits(trained: dict[str, Tensors]) -> None:
 @pytest.mark.parametrize("world_size", ["one", "three"])
 def test_any_cut_of_a_global_batch_gives_the_same_update(trained: dict[str, Tensors], world_size: str) -> None:
     assert differing(trained["two"], trained[world_size], tolerance=2e-5) == []
+
+
+def test_tables_with_settings_of_their_own_resume_bit_for_bit_and_frozen_ones_never_change(
+    trained: dict[str, Tensors],
+) -> None:
+    """With an evaluation in between, and with quantised rows on the wire."""
+    found = trained["own settings"]
+    assert differing(found, trained["own settings, stopped"]) == []
+    assert (found["tables/item/weight"].dtype, found["tables/words/weight"].dtype) == (torch.float16, torch.float32)
+    start = torch.empty(50, 8, dtype=torch.float16)
+    fill(start, TableSpec("tags", 50, 8, "hash", 0, "table_wise", dtype="fp16"), tiny_config(Path()).train.seed)
+    assert torch.equal(found["tables/tags/weight"], start)
+    assert not found["tables/tags/momentum1"].any()
+    assert found["tables/item/momentum1"].any()
 
 
 @pytest.mark.parametrize("run", ["stopped at 3", "stopped at 5"])
