@@ -13,9 +13,11 @@ ranks: 22, 22, 20). TorchRec knows uneven blocks only for its virtual tables. He
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import copy
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torchrec import EmbeddingCollection, KeyedJaggedTensor
 from torchrec.distributed.embedding import (
@@ -25,12 +27,14 @@ from torchrec.distributed.embedding import (
 )
 from torchrec.distributed.embedding_sharding import EmbeddingSharding, EmbeddingShardingInfo
 from torchrec.distributed.embedding_types import KJTList
-from torchrec.distributed.sharding.rw_sequence_sharding import RwSequenceEmbeddingSharding
-from torchrec.distributed.types import ModuleSharder, ParameterSharding, ShardingEnv, ShardingType
+from torchrec.distributed.sequence_sharding import SequenceShardingContext
+from torchrec.distributed.sharding.rw_sequence_sharding import RwSequenceEmbeddingDist, RwSequenceEmbeddingSharding
+from torchrec.distributed.types import Awaitable, ModuleSharder, ParameterSharding, ShardingEnv, ShardingType
 
 from embeddings.codecs import Registry, codec_registry, fitted
 from embeddings.config import Codec
 from embeddings.joined_rows import JoinedRows
+from embeddings.permute import permuted
 
 # FBGEMM's default on CUDA rounds half-precision weights up or down by chance, from a generator's state that no
 # checkpoint has. CPU rounds to the nearest; so does CUDA here, and a run repeats.
@@ -45,8 +49,37 @@ def sharders(
     return [BlockCollectionSharder(dict(FUSED_PARAMS), registry)]
 
 
+class RowWiseOutput(RwSequenceEmbeddingDist):
+    """Rows back in the order they were asked for. Upstream's index_select has a backward that adds into zeros, row by
+    row; they are a permutation, and on one rank in order already (docs/benchmarks/embeddings.md)."""
+
+    def __init__(self, pg: dist.ProcessGroup, *args: Any, **kwargs: Any) -> None:
+        super().__init__(pg, *args, **kwargs)
+        self._ranks = pg.size()
+
+    def forward(
+        self, local_embs: torch.Tensor, sharding_ctx: SequenceShardingContext | None = None
+    ) -> Awaitable[torch.Tensor]:
+        assert sharding_ctx is not None
+        order = sharding_ctx.unbucketize_permute_tensor
+        as_they_come = copy(sharding_ctx)
+        as_they_come.unbucketize_permute_tensor = None
+        waiting: Awaitable[torch.Tensor] = super().forward(local_embs, as_they_come)
+        if order is not None and self._ranks > 1:
+            waiting.callbacks.append(lambda rows: permuted(rows, order))
+        return waiting
+
+
 class BlockRowWiseSharding(RwSequenceEmbeddingSharding):
     """Row r goes to rank r // (rows of the plan's first shard)."""
+
+    def create_output_dist(self, device: torch.device | None = None) -> RowWiseOutput:
+        return RowWiseOutput(
+            self._pg,
+            self._get_num_features(),
+            device if device is not None else self._device,
+            qcomm_codecs_registry=self.qcomm_codecs_registry,
+        )
 
     def _get_feature_hash_sizes(self) -> list[int]:
         # Used for nothing but the block size ⌈hash size / world size⌉, so this makes it the first shard's rows.
