@@ -27,8 +27,8 @@ from torchrec.distributed.embedding import (
 )
 from torchrec.distributed.embedding_sharding import EmbeddingSharding, EmbeddingShardingInfo
 from torchrec.distributed.embedding_types import KJTList
-from torchrec.distributed.sequence_sharding import SequenceShardingContext
 from torchrec.distributed.sharding.rw_sequence_sharding import RwSequenceEmbeddingDist, RwSequenceEmbeddingSharding
+from torchrec.distributed.sharding.sequence_sharding import SequenceShardingContext
 from torchrec.distributed.types import Awaitable, ModuleSharder, ParameterSharding, ShardingEnv, ShardingType
 
 from embeddings.codecs import Registry, codec_registry, fitted
