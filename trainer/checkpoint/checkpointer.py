@@ -271,8 +271,8 @@ def _named(base: Location) -> Base:
         return Base(name=name_of(base), sha256=hashlib.sha256(Folder(base).read(COMMIT)).hexdigest())
     except OSError as error:
         raise CheckpointError(
-            f"checkpoint {spoken(base)} cannot be read ({error.strerror or type(error).__name__}) → the next difference "
-            "is to it → resume: the run goes on from what is there"
+            f"checkpoint {spoken(base)} cannot be read ({error.strerror or type(error).__name__}) → the next "
+            "difference is to it → resume: the run goes on from what is there"
         ) from error
 
 
