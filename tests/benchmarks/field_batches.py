@@ -24,7 +24,7 @@ TASK = "click"
 class Shape:
     """fields_most: the finest cut, which all others are merged from. ids_per_row, table_rows: over all fields."""
 
-    batch_rows: int = 8
+    batch_rows: int = 16
     ids_per_row: int = 2000
     table_rows: int = 2_000_000
     width: int = 16

@@ -1,6 +1,6 @@
 """What the embedding part of a step costs when the same ids are spread over many fields.
 
-    python -m tests.benchmarks.many_fields [--quick]
+    python -m tests.benchmarks.many_fields [--quick] [--batch-rows 8]
 
 Production rankers have 500 to 2,000 fields. The same ids a row, rows of tables and widths, in 20 fields and in 1,000
 and 2,000, each with a table of its own. Cost: from batch arrays ready in memory, over the mapping of ids to rows,
@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -216,10 +216,12 @@ def report(found: dict[str, dict[str, list[float]]], plan: Plan, ranks: int) -> 
     return shares
 
 
-def ratios(quick: bool, tiny: bool = False) -> dict[str, float]:
+def ratios(quick: bool, tiny: bool = False, batch_rows: int = 0) -> dict[str, float]:
     """{"per_field_share": cost in 20 fields ÷ cost in 1,000, "per_field_share_stock": the same of TorchRec as it is},
     and in the full run of 2,000 fields and of 2 ranks too; prints the tables they come from."""
     plan = TINY if tiny else QUICK if quick else FULL
+    if batch_rows:
+        plan = replace(plan, shape=replace(plan.shape, batch_rows=batch_rows))
     harness.show("shape", plan.shape.facts())
     harness.show("measured", {"rounds": plan.rounds, "steps a round": plan.steps, "warm-up steps": plan.warm_steps})
     result = {}
@@ -235,11 +237,12 @@ def ratios(quick: bool, tiny: bool = False) -> dict[str, float]:
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Ends within a minute on 2 cores.")
+@click.option("--batch-rows", default=0, help="Rows of a batch; the fewer, the more a field weighs.")
 @click.option("--tiny", is_flag=True, hidden=True, help="For the tests.")
-def main(quick: bool, tiny: bool) -> None:
+def main(quick: bool, batch_rows: int, tiny: bool) -> None:
     """The embedding part of a step in 20 fields and in 1,000, ours and TorchRec's."""
     harness.prepare_process()
-    harness.finish("many_fields", ratios(quick, tiny), machine.cores())
+    harness.finish("many_fields", ratios(quick, tiny, batch_rows), machine.cores())
 
 
 if __name__ == "__main__":
