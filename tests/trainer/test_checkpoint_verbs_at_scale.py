@@ -15,21 +15,14 @@ from embeddings.held import whole
 from tests.benchmarks.memory import MemoryMeter
 from tests.pipelines.s3_server import OPTIONS, s3_server
 from tests.trainer.runs import differing
+from tests.trainer.saved_runs import GOLDEN, GOLDEN_STEP, tensors_of
 from trainer.checkpoint import manifest
-from trainer.checkpoint.reading import SavedTensors
 from trainer.checkpoint.saving import save_tensors
 from trainer.checkpoint.state import read_state
 from trainer.checkpoint_verbs import verbs
 
-GOLDEN = Path(__file__).parents[1] / "checkpoint" / "golden" / "format_1"
-GOLDEN_STEP = GOLDEN / "checkpoints" / "step_00000004"
 MEBI = 2**20
 ROWS, WIDTH = 6_000_000, 16  # 366 MiB
-
-
-def tensors_of(path: Path | str) -> dict[str, torch.Tensor]:
-    with SavedTensors(path) as saved:
-        return {name: saved.read(name) for name in saved.tensors}
 
 
 @pytest.fixture(scope="module")

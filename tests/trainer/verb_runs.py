@@ -28,11 +28,12 @@ Scores = dict[int, list[list[float]]]
 
 
 def configs(rows: Path) -> dict[str, Config]:
-    """A vocabulary whose buckets are too small for all ids, hashes, an identity; all kinds of columns; a product."""
+    """A vocabulary whose buckets are too small for all ids, a managed table that evicts, hashes, an identity; all kinds
+    of columns; a product."""
     tables = {
         "item": Table(rows=32, mapping="vocabulary", buckets=8),
         "late": Table(rows=12, mapping="identity"),
-        "words": Table(rows=97, sharding="row_wise"),
+        "words": Table(rows=24, mapping="managed", buckets=4, admit_after=2),
         "tags": Table(rows=50, sharding="column_wise"),
     }
     base = tiny_config(
@@ -66,11 +67,13 @@ def scores_of_run(config: Config, run_dir: Path, rows: Path) -> Scores:
         assembly = assemble(config, runtime)
         tensors = model_tensors(assembly)
         run = RunDir(run_dir)
-        Checkpointer(run, config.checkpoint, runtime.control).load(run.require_latest(), tensors, config.schema)
+        checkpointer = Checkpointer(run, config.checkpoint, runtime.control)
+        step = checkpointer.load(run.require_latest(), tensors, config.schema).step
         load_rest(assembly, tensors)
+        assembly.mapper.mark(step)
         data = config.data.model_copy(update={"rows": str(rows)})
         pass_ = Pass(config.schema, data, find_segments(data).train, shuffle=False, cache=FooterCache(run.plan_cache))
-        feed = open_feed(pass_, None, ThreadExecutor(1), assembly.mapper, runtime, train=False)
+        feed = open_feed(pass_, None, ThreadExecutor(1), assembly.mapper, runtime, step, train=False)
         found: Scores = {}
         assembly.model.eval()
         with torch.no_grad():
