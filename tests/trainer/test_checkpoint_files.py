@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tests.trainer.runs import differing
 from tests.trainer.saved_runs import GOLDEN, GOLDEN_STEP, Command, save, step, tensors_of
 from tests.trainer.verb_runs import Trained
 from trainer.checkpoint import manifest
+from trainer.checkpoint.reading import SavedTensors
 from trainer.checkpoint.state import read_state
 from trainer.checkpoint_verbs import resharding, saved_tables
 from trainer.config import load_config
@@ -165,6 +167,27 @@ def test_reshard_puts_into_a_rank_s_file_what_lies_on_it(command: Command, tmp_p
     code, _, lines = command("reshard", GOLDEN, "--world-size", 3, "--out", tmp_path / "no", "--plan", plan)
     assert (code, len(lines)) == (2, 1)
     assert "do not make 50 × 8" in lines[0]
+
+
+def test_reshard_by_a_run_s_own_plan_gives_each_rank_what_it_had(
+    checkpointed: Trained, command: Command, tmp_path: Path
+) -> None:
+    run = checkpointed.runs / "candidates"
+    plan = run / "plan.json"
+    assert command("reshard", step(run, 4), "--world-size", 2, "--out", tmp_path / "out", "--plan", plan)[0] == 0
+    assert values_by_rank(tmp_path / "out") == values_by_rank(step(run, 4))
+
+
+def values_by_rank(path: Path) -> dict[tuple[str, str, int], int]:
+    """{(tensor, rank that wrote it, first column): how many values}."""
+    found: dict[tuple[str, str, int], int] = {}
+    with SavedTensors(path) as saved:
+        for name, record in saved.tensors.items():
+            for chunk in record.chunks if name.startswith(("tables/", "id_maps/")) else ():
+                column = chunk.offsets[1] if len(chunk.offsets) > 1 else 0
+                key = name, chunk.file[:10], column
+                found[key] = found.get(key, 0) + math.prod(chunk.sizes)
+    return found
 
 
 # unshard
