@@ -24,7 +24,7 @@ def test_list_says_what_each_checkpoint_is_and_why_one_is_not(
 ) -> None:
     code, said, _ = command("list", "--run", checkpointed.runs / "candidates")
     assert code == 0
-    assert [line.split()[:2] for line in said.splitlines() if "epoch" in line] == [
+    assert [line.split()[:2] for line in said.splitlines() if " · batch " in line] == [
         ["1", "full"], ["2", "delta"], ["3", "delta"], ["4", "full"], ["5", "delta"],
     ]  # fmt: skip
     found = json.loads(command("list", "--run", checkpointed.runs / "candidates", "--json")[1])

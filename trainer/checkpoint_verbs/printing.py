@@ -13,13 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from embeddings.plan_report import human_bytes
+from pipelines.batch import Position
 from trainer.checkpoint_verbs.listing import Listed, Metrics
 
 if TYPE_CHECKING:
     from trainer.checkpoint_verbs.diffing import DenseChange, TableChange
 
-WIDE = 150
-MOST_PARAMETERS = 20
+WIDE = 400  # nothing is cut off: what is longer than a terminal goes on in its next line
+MOST_PARAMETERS = 5
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: set[int]) -> None:
@@ -64,9 +65,9 @@ def _listed(listed: Listed) -> tuple[str, ...]:
     when = datetime.fromtimestamp(listed.time, UTC)
     return (
         str(listed.step),
-        f"{listed.kind} over {listed.base}" if listed.base else listed.kind,
+        f"{listed.kind} of {_step_of(listed.base)}" if listed.base else listed.kind,
         f"{listed.examples:,}",
-        "–" if position is None else f"{position.name} · epoch {position.epoch} · batch {position.batch}",
+        "–" if position is None else _where(position),
         f"{when:%Y-%m-%d %H:%M:%S}",
         human_bytes(listed.bytes),
         str(listed.world_size),
@@ -74,10 +75,20 @@ def _listed(listed: Listed) -> tuple[str, ...]:
     )
 
 
+def _step_of(name: str) -> str:
+    """step_00000040 → "40"."""
+    return name.removeprefix("step_").lstrip("0") or "0"
+
+
+def _where(position: Position) -> str:
+    epoch = f" · epoch {position.epoch}" if position.epoch else ""
+    return f"{position.name} · batch {position.batch}{epoch}"
+
+
 def _scores(tasks: Metrics | None) -> str:
     parts = []
     for task, values in (tasks or {}).items():
-        known = [(name, values.get(key)) for name, key in (("NE", "ne"), ("AUC", "auc"), ("GAUC", "gauc"))]
+        known = [(name, values.get(key)) for name, key in (("NE", "ne"), ("AUC", "auc"))]
         parts.append(" ".join([task, *(f"{name} {value:.4f}" for name, value in known if value is not None)]))
     return " · ".join(parts)
 
