@@ -37,6 +37,7 @@ def test_seven_days_are_a_week(tmp_path: Path, launcher: tuple[str, ...]) -> Non
         "model": {"dropout": 0.2},
         "checkpoint": {"every_steps": 2, "every_minutes": 0.0},
         "train": {"log_every": 3},
+        "launch": {"workers": 1},  # under torchrun its own number counts
     }
     write_run_file(tmp_path, ROWS, **sections)
 
