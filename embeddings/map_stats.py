@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from embeddings.specs import RESERVED_ROWS, UNKNOWN_ROW, TableSpec
 from pipelines.batch import Int64, TableIds
 
-BATCHES = 8  # that are looked at when somebody asks
+EVERY = 64  # one training batch in so many is looked at
 SAMPLE = 1 << 16  # ids that a table's collision rate is estimated on
 
 
@@ -18,10 +17,11 @@ SAMPLE = 1 << 16  # ids that a table's collision rate is estimated on
 class MapStats:
     """Of one table, as one rank sees it; sums over ranks are the whole's.
 
-    ids: unique ids in the newest BATCHES training batches, batch after batch; unknown_ids: of them without a row of
-    their own. sampled_ids: distinct ids on a sample of the rows, of all batches looked at since the process began;
-    colliding_ids: of them those that share their row with another (hash tables only). admissions, evictions: since last
-    asked, in the buckets that this rank holds. rows_in_use, rows: of these buckets now (0 for stateless tables).
+    ids: unique ids of one training batch in EVERY since last asked, batch after batch; unknown_ids: of them without a
+    row of their own. sampled_ids: distinct ids on a sample of the rows, of all batches looked at since the process
+    began; colliding_ids: of them those that share their row with another (hash tables only). admissions, evictions: all
+    since last asked, in the buckets that this rank holds. rows_in_use, rows: of these buckets now (0 for stateless
+    tables).
     """
 
     ids: int = 0
@@ -61,10 +61,9 @@ class CollisionSample:
     ids: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
     rows: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
 
-    def add(self, batches: list[tuple[Int64, Int64]]) -> None:
-        """Ids and their rows, batch by batch."""
-        ids = np.concatenate([self.ids, *(ids for ids, _ in batches)])
-        rows = np.concatenate([self.rows, *(rows for _, rows in batches)])
+    def add(self, ids: Int64, rows: Int64) -> None:
+        """One batch's ids and their rows."""
+        ids, rows = np.concatenate([self.ids, ids]), np.concatenate([self.rows, rows])
         taken = (rows >= RESERVED_ROWS) & (rows % self.every == 0)
         self.ids, first = np.unique(ids[taken], return_index=True)
         self.rows = rows[taken][first]
@@ -80,26 +79,29 @@ class CollisionSample:
 
 
 class MapWatch:
-    """Keeps the newest training batches, so that a step costs nothing and whoever asks pays for a few of them."""
+    """Looks at some of the training batches, and keeps none of their arrays: they may lie in a store that is shared."""
 
     def __init__(self, specs: dict[str, TableSpec]) -> None:
-        self._names = list(specs)
         self._samples = {name: CollisionSample() for name, spec in specs.items() if spec.mapping == "hash"}
-        self._newest: deque[tuple[dict[str, TableIds], dict[str, Int64]]] = deque(maxlen=BATCHES)
+        self._counts = {name: [0, 0] for name in specs}  # unique ids, unknown ones
+        self._batches = 0
 
     def saw(self, tables: dict[str, TableIds], rows: dict[str, Int64]) -> None:
         """One training batch: its unique ids and their rows."""
-        self._newest.append((tables, rows))
+        self._batches += 1
+        if self._batches % EVERY != 1 % EVERY:
+            return
+        for name, table in tables.items():
+            self._counts[name][0] += len(table.ids)
+            self._counts[name][1] += int(np.count_nonzero(rows[name] == UNKNOWN_ROW))
+            if name in self._samples:
+                self._samples[name].add(table.ids, rows[name])
 
     def take(self) -> dict[str, MapStats]:
-        """{table: ids, unknown_ids, sampled_ids, colliding_ids}; the batches are let go of."""
+        """{table: ids, unknown_ids, sampled_ids, colliding_ids}; the first two anew from here on."""
         found = {}
-        for name in self._names:
-            seen = [(tables[name].ids, rows[name]) for tables, rows in self._newest if name in tables]
-            if seen and name in self._samples:
-                self._samples[name].add(seen)
+        for name, (ids, unknown) in self._counts.items():
             sampled, colliding = self._samples[name].counts() if name in self._samples else (0, 0)
-            unknown = sum(int(np.count_nonzero(rows == UNKNOWN_ROW)) for _, rows in seen)
-            found[name] = MapStats(sum(len(rows) for _, rows in seen), unknown, sampled, colliding)
-        self._newest.clear()
+            found[name] = MapStats(ids, unknown, sampled, colliding)
+            self._counts[name] = [0, 0]
         return found

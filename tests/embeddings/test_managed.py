@@ -136,7 +136,8 @@ def test_resets_are_told_once_and_steps_trained_are_forgotten() -> None:
     assert not mapper._maps["t"]._journal.of(9)
 
 
-def test_stats_count_what_comes_and_goes() -> None:
+def test_stats_count_what_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embeddings.map_stats.EVERY", 1)
     mapper = IdMapper({"t": managed("lru", rows=4, buckets=1), "h": spec("h", 12, 8, "auto")})
     ids = np.arange(100)
     both = {**table({1: 1, 2: 1}), "h": TableIds(ids, np.ones_like(ids))}
@@ -154,13 +155,13 @@ def test_stats_count_what_comes_and_goes() -> None:
 
 def test_the_collision_rate_is_that_of_all_ids_seen_on_a_sample_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embeddings.map_stats.SAMPLE", 2000)
+    monkeypatch.setattr("embeddings.map_stats.EVERY", 1)
     mapper = IdMapper({"h": spec("h", 100_002, 8, "auto")})
     rng = np.random.default_rng(0)
     every = rng.integers(0, 1 << 60, 60_000)
     for part in np.split(every, 20):
         ids = np.unique(np.append(part, every[:500]))
         mapper.rows_of({"h": TableIds(ids, np.ones_like(ids))}, train=True)
-        mapper.stats()
     distinct = np.unique(every)
     rows = mapper.rows_of({"h": TableIds(distinct, np.ones_like(distinct))}, train=False)["h"]
     _, inverse, sharing = np.unique(rows, return_inverse=True, return_counts=True)
