@@ -57,7 +57,7 @@ def spec_of(name: str, rows: int, width: int, optimizer: str) -> TableSpec:
     return TableSpec(name, rows, width, "identity", 0, "auto", optimizer=optimizer, lr=LR)  # type: ignore[arg-type]
 
 
-def move_bytes(rows: int, width: int, optimizer: str) -> dict[str, int]:
+def move_bytes(rows: float, width: int, optimizer: str) -> dict[str, float]:
     """What a step has to read and write, for `rows` unique rows: ours reads a row, writes it out, reads its gradient,
     reads and writes it and its state."""
     row = 4 * width

@@ -12,6 +12,7 @@ time on two ranks of ids as they occur over that of unique ids; `…_bytes`: of 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +32,7 @@ from trainer import machine
 
 OURS = "ours"
 OURS_UNIQUE = "ours, unique ids made in the step"
+BATCHES = 8
 Steps = dict[str, Callable[[], object]]
 
 
@@ -94,20 +96,37 @@ def alone(rank: int, world_size: int, shape: Shape) -> dict[str, Any]:
     return {"plain": against_plain(shape), "small": small_tables(shape), "bandwidth": bandwidth(shape)}
 
 
+class Batches:
+    """Some batches over and over: rows of one step are not in the cache from the last."""
+
+    def __init__(self, shape: Shape, unique_only: bool = False) -> None:
+        fed = [feed(zipf_ids(1, shape.ids, shape.rows, draw)) for draw in range(BATCHES)]
+        if unique_only:
+            fed = [Fed(each.unique, each.unique, None) for each in fed]
+        self._ready = [(each, torch.randn(len(each.ids), shape.width)) for each in fed]
+        self.rows = sum(len(each.unique) for each in fed) / BATCHES
+
+    def each(self, step: Callable[[Fed, torch.Tensor], object]) -> Callable[[], object]:
+        """step(ids, gradient) of the next batch."""
+        turn = itertools.cycle(self._ready)
+        return lambda: step(*next(turn))
+
+
 def against_plain(shape: Shape) -> dict[str, list[float]]:
     """Large table: the same ids through ours and through nn.Embedding."""
-    fed = feed(zipf_ids(1, shape.ids, shape.rows))
-    gradient = torch.randn(shape.ids, shape.width)
+    batches = Batches(shape)
     ours = OurTables({"t": spec_of("t", shape.rows, shape.width, "adagrad")})
     sparse, sparse_unique = (Plain(shape.rows, shape.width, sparse=True) for _ in range(2))
     dense = Plain(shape.rows, shape.width, sparse=False)
     return timed(
         {
-            OURS: lambda: ours.step({"t": fed}, {"t": gradient}),
-            OURS_UNIQUE: lambda: ours.step({"t": feed(fed.ids)}, {"t": gradient}),
-            "nn.Embedding, sparse gradients": lambda: sparse.step(fed.ids, None, gradient),
-            "nn.Embedding, sparse, unique ids given": lambda: sparse_unique.step(fed.unique, fed.inverse, gradient),
-            "nn.Embedding, dense gradients": lambda: dense.step(fed.ids, None, gradient),
+            OURS: batches.each(lambda fed, g: ours.step({"t": fed}, {"t": g})),
+            OURS_UNIQUE: batches.each(lambda fed, g: ours.step({"t": feed(fed.ids)}, {"t": g})),
+            "nn.Embedding, sparse gradients": batches.each(lambda fed, g: sparse.step(fed.ids, None, g)),
+            "nn.Embedding, sparse, unique ids given": batches.each(
+                lambda fed, g: sparse_unique.step(fed.unique, fed.inverse, g)
+            ),
+            "nn.Embedding, dense gradients": batches.each(lambda fed, g: dense.step(fed.ids, None, g)),
         },
         shape,
     )
@@ -133,25 +152,24 @@ def small_tables(shape: Shape) -> dict[str, list[float]]:
 
 def bandwidth(shape: Shape) -> dict[str, dict[str, Any]]:
     """{optimizer: figures of ours and of the bare machine, bytes a step of each} for the same unique rows."""
-    fed = feed(zipf_ids(1, shape.ids, shape.rows))
-    rows, gradient = fed.unique, torch.randn(len(fed.unique), shape.width)
-    unique = Fed(rows, rows, None)
+    batches = Batches(shape, unique_only=True)
     weights = torch.randn(shape.rows, shape.width)
 
-    def add() -> None:
-        weights.index_select(0, rows)
-        weights.index_add_(0, rows, gradient)
+    def add(fed: Fed, gradient: torch.Tensor) -> None:
+        weights.index_select(0, fed.unique)
+        weights.index_add_(0, fed.unique, gradient)
 
-    def copy() -> None:
-        weights.index_select(0, rows)
-        weights.index_copy_(0, rows, gradient)
+    def copy(fed: Fed, gradient: torch.Tensor) -> None:
+        weights.index_select(0, fed.unique)
+        weights.index_copy_(0, fed.unique, gradient)
 
+    bare = {"index_select, index_add_": batches.each(add), "index_select, index_copy_": batches.each(copy)}
     found = {}
     for optimizer in ("adagrad", "rowwise_adagrad"):
         ours = OurTables({"t": spec_of("t", shape.rows, shape.width, optimizer)})
-        step = partial(ours.step, {"t": unique}, {"t": gradient})
-        figures = timed({OURS: step, "index_select, index_add_": add, "index_select, index_copy_": copy}, shape)
-        found[optimizer] = {"figures": figures, "bytes": move_bytes(len(rows), shape.width, optimizer)}
+        step = partial(lambda tables, fed, g: tables.step({"t": fed}, {"t": g}), ours)
+        figures = timed({OURS: batches.each(step)} | bare, shape)
+        found[optimizer] = {"figures": figures, "bytes": move_bytes(batches.rows, shape.width, optimizer)}
     return found
 
 
