@@ -50,6 +50,7 @@ class Trainer:
         self._feed_from, self._reporter, self._checkpointer = feed_from, reporter, checkpointer
         self._evaluate_model = evaluate
         self._device, self._world_size = runtime.device, runtime.world_size
+        self._description = to_json(describe(config, assembly.specs))
         self._is_pipelined = False
         self._recorder: Recorder | None = None
         self.state = TrainState()
@@ -154,7 +155,7 @@ class Trainer:
             self._world_size,
             self._assembly.gate.bad_steps,
             self._reporter.metrics_state(),
-            to_json(describe(self._config, self._assembly.specs)),
+            self._description,
         )
         stalled = self._checkpointer.begin(
             state, lambda: model_tensors(self._assembly, self.state.step, to_save=True), scores

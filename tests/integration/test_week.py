@@ -3,7 +3,9 @@ one command over the week makes: to the bit."""
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,13 @@ TABLES = {
 def fine(ended: Ended) -> Ended:
     assert ended.code == 0, ended.err
     return ended
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process has started, and those that these have."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    children = [int(word) for word in listed.stdout.split()]
+    return [each for child in children for each in (child, *descendants(child))]
 
 
 @pytest.mark.slow
@@ -55,6 +64,8 @@ def test_seven_days_are_a_week(tmp_path: Path, launcher: tuple[str, ...]) -> Non
             with started(tmp_path, *command(day, day, parent), launcher=launcher) as killed:
                 run = tmp_path / "runs" / day
                 killed.until(lambda run=run, before=before: latest_step(run) > before + 2, "a checkpoint of the day")
+                for process in reversed(descendants(killed.process.pid)):  # torchrun's are in sessions of their own
+                    os.kill(process, signal.SIGKILL)
                 assert killed.end(signal.SIGKILL, everyone=True).code != 0
         ended = fine(ran(tmp_path, *command(day, day, parent, "auto"), launcher=launcher, timeout=200))
         begins = parent is not None and day != KILLED

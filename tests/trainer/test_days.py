@@ -71,7 +71,7 @@ def test_day_by_day_equals_one_run_to_the_bit(folder: Path, world_size: str) -> 
     assert found.examples > 100
     users = saved_tensors(last)
     assert (users["id_maps/user_id/used"] == 4).all(), "full buckets: ids were evicted"
-    assert users["id_maps/user_id/last_seen"].max() == users["id_maps/user_id/clock"].max()
+    assert 0 < users["id_maps/user_id/last_seen"].max() <= users["id_maps/user_id/clock"].min()
 
 
 @pytest.mark.parametrize("world_size", ["1", "2"])
