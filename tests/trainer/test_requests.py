@@ -42,6 +42,7 @@ def answers(config: Config, rows: list[Row], folder: Path, task: str) -> dict[st
     schema = config.schema
     with start(60, 1) as runtime:
         assembly = assemble(config, runtime)
+        assembly.mapper.mark(0)  # as a run does before its first batch
         pass_ = Pass(schema, data, find_segments(data).train, shuffle=False)
         feed = open_feed(pass_, None, ThreadExecutor(1), assembly.mapper, runtime, train=False)
         found = predict(assembly.model, feed, tuple(schema.tasks), schema.supervised_history, runtime)
