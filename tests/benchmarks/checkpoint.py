@@ -54,14 +54,14 @@ class Shape:
     rows: int = 5_000_000
     width: int = 16
     ids: int = 50_000
-    every: int = 800
+    every: int = 500
     checkpoints: int = 2
-    rounds: int = 3
+    rounds: int = 2
     big_rows: int = 40_000_000
 
 
 FULL = Shape()
-QUICK = Shape(rows=2_000_000, ids=20_000, every=500, checkpoints=2, rounds=1, big_rows=8_000_000)
+QUICK = Shape(rows=2_000_000, ids=20_000, every=1000, checkpoints=2, rounds=1, big_rows=8_000_000)
 TINY = Shape(rows=20_000, ids=500, every=3, checkpoints=2, rounds=1, big_rows=100_000)
 
 
@@ -171,7 +171,7 @@ class Peak:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bytes = _memory("VmHWM") - self._before
+        self.bytes = max(1, _memory("VmHWM") - self._before)
 
 
 def memory(rank: int, world_size: int, shape: Shape) -> dict[str, float]:
