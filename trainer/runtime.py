@@ -7,7 +7,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -122,6 +122,7 @@ def start(timeout_seconds: float, threads: int, replicas: int = 1) -> Iterator[R
             dist.init_process_group(backend, timeout=timeout)
     try:
         tables, copies = _table_groups(replicas, backend, timeout)
+        control = dist.new_group(backend="gloo", timeout=timeout)
         yield Runtime(
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),
@@ -133,7 +134,7 @@ def start(timeout_seconds: float, threads: int, replicas: int = 1) -> Iterator[R
             copies=copies,
             dense=dist.new_group(backend=backend, timeout=timeout),
             gate=dist.new_group(backend=backend, timeout=timeout),
-            control=dist.new_group(backend="gloo", timeout=timeout),
+            control=control,
             # Ranks meet here when their files are written, which a slow store may make much later on one than another.
             checkpoint=dist.new_group(backend="gloo", timeout=max(timeout, CHECKPOINT_TIMEOUT)),
             reasons=(
@@ -143,6 +144,11 @@ def start(timeout_seconds: float, threads: int, replicas: int = 1) -> Iterator[R
                 + (" · deterministic algorithms: resume repeats to the bit" if device.type == "cpu" else ""),
             ),
         )
+        if started_here:
+            # Leave together: a gloo process that leaves while its peer is still there is now and then ended by
+            # "terminate called without an active exception", its work long done (torch 2.13).
+            with suppress(RuntimeError):  # a peer that has failed says why itself
+                dist.barrier(group=control)
     finally:
         if started_here:
             dist.destroy_process_group()
