@@ -103,6 +103,7 @@ class Embeddings(Frozen):
     eps:       Adagrad's and Adam's.
     weight_decay: of the rows a step touches and of no others. With rowwise_adagrad L2: it is added to the gradient,
                and so to the state; with adam and rowwise_adam apart from the gradient; with others it is refused.
+    init_scale: of init; 0 makes zeros of any.
     init:      "uniform" in ±init_scale ÷ √width, "normal" with that standard deviation, or "zeros": a function of
                (seed, table, row, column) alone, rounded to dtype, so that every plan starts alike.
     forward_codec, backward_codec: of rows on their way to the ranks that asked, and of their gradients back: "fp32",
