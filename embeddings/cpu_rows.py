@@ -66,6 +66,9 @@ class CpuRows:
         self._tables = tables
         self._update = UPDATES[RULES[tables.optimizer]]
         self._shards: tuple[tuple[int, int], _Shards] | None = None
+        # Not FBGEMM's weights: where a rank has no row of them they need no gradient, its backward would not run, and the
+        # other ranks would wait for its part of the exchange for ever.
+        self._anchor = torch.empty(0, requires_grad=True)
         self._half = tables.weights_host.dtype is torch.float16
         self.columns = int(tables.embedding_specs[0][1])
         assert {spec[1] for spec in tables.embedding_specs} == {self.columns}
@@ -75,7 +78,7 @@ class CpuRows:
         [n, D]. Its backward updates the rows. Raises IndexError for a row that a table does not have."""
         samples = max(1, (len(offsets) - 1) // len(self._tables.feature_table_map))
         asked = _LookedUp(indices.contiguous(), offsets[::samples].contiguous().numpy())
-        looked_up: torch.Tensor = _Lookup.apply(self._tables.weights_host, self, asked)  # type: ignore[no-untyped-call]
+        looked_up: torch.Tensor = _Lookup.apply(self._anchor, self, asked)  # type: ignore[no-untyped-call]
         return looked_up
 
     def look_up(self, asked: _LookedUp) -> torch.Tensor:
@@ -140,7 +143,7 @@ class CpuRows:
 
 class _Lookup(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, _weights: torch.Tensor, rows: CpuRows, asked: _LookedUp) -> torch.Tensor:
+    def forward(ctx: Any, _anchor: torch.Tensor, rows: CpuRows, asked: _LookedUp) -> torch.Tensor:
         ctx.rows, ctx.asked = rows, asked
         return rows.look_up(asked)
 

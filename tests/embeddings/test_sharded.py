@@ -9,7 +9,7 @@ import torch
 
 from embeddings.init import fill, initialise
 from embeddings.tables import Tables
-from tests.embeddings.toy import FROZEN_STATE, MIXED, ROWWISE, RUNS, SPECS, STEPS, reference, whole_tables
+from tests.embeddings.toy import FROZEN_STATE, MIXED, ROWLESS, ROWWISE, RUNS, SPECS, STEPS, reference, whole_tables
 
 pytestmark = pytest.mark.timeout(400)  # the ranks start inside the first test
 
@@ -80,6 +80,15 @@ def test_buckets_that_the_ranks_do_not_divide_train_alike(trained: dict[int, lis
     expected = reference(ROWWISE, STEPS, 3, column_shards={"hour": 2})
     for name, table in _whole(trained[3], "rowwise_adagrad", "after").items():
         torch.testing.assert_close(table, expected[name], rtol=0, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_ranks_without_a_row_keep_in_step(trained: dict[int, list[dict[str, Any]]]) -> None:
+    """They look nothing up and update nothing, and still take their part in both exchanges."""
+    held = [sum(len(rows) for _, _, rows in rank["rowless"]["after"]["user"]) for rank in trained[3]]
+    assert held == [40, 0, 0]
+    whole = whole_tables(ROWLESS.specs, [rank["rowless"]["after"] for rank in trained[3]])
+    for name, expected in reference(ROWLESS.specs, STEPS, 3, column_shards={}).items():
+        torch.testing.assert_close(whole[name], expected, rtol=0, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_the_optimizers_state_lies_where_the_rows_lie(trained: dict[int, list[dict[str, Any]]]) -> None:

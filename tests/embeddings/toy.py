@@ -77,6 +77,16 @@ RUNS = {
     "bf16": Run(ROWWISE, "fp32", "bf16"),
     "int8": Run(ROWWISE, "int8", "int8"),
 }
+# On 3 ranks: whole groups of which the last one or two hold no row.
+ROWLESS = Run(
+    {
+        s.name: s
+        for s in [
+            spec("tiny", 4, 8, "row_wise"),
+            spec("user", 40, 16, "row_wise", mapping="vocabulary", buckets=1),
+        ]
+    }
+)
 FROZEN_STATE = 0.5  # what a frozen table's optimizer state is, before and after
 
 
@@ -193,7 +203,7 @@ def whole_tables(specs: dict[str, TableSpec], ranks: list[Shards]) -> dict[str, 
 
 
 def train_on_ranks(rank: int, world_size: int) -> dict[str, Any]:
-    runs = RUNS if world_size == 2 else {"rowwise_adagrad": RUNS["rowwise_adagrad"]}
+    runs = RUNS if world_size == 2 else {"rowwise_adagrad": RUNS["rowwise_adagrad"], "rowless": ROWLESS}
     return {name: train(run, STEPS, rank, world_size) for name, run in runs.items()}
 
 
