@@ -203,15 +203,17 @@ RESUMED = {
     "another tower": Case(
         CHECKPOINT,
         (
-            *((f"attention_norm.weight/{state} is missing",) for state in ("exp_avg", "exp_avg_sq", "step")),
-            ("ffn.down.weight/exp_avg is missing",),
+            *(
+                (f"tensor dense/scorer.ranker.blocks.2.{name}.weight is missing",)
+                for name in ("attention_norm", "ffn.down", "ffn.gate_and_up", "ffn_norm")
+            ),
             ("28 more tensors do not fit",),
         ),
         arguments=("--model.num-layers", "3"),
     ),
     "a table of other size": Case(
         CHECKPOINT,
-        (("momentum1 is [50]", "[60]"), ("tags_table.weight is [50, 8]", "[60, 8]")),
+        (("tables/tags/momentum1 is [50, 1]", "[60, 1]"), ("tables/tags/weight is [50, 8]", "[60, 8]")),
         arguments=("--embeddings.tables.tags.rows", "60"),
     ),
     "a bit that flipped": Case(CHECKPOINT, (("safetensors", "sha256"),), damage_tensors),

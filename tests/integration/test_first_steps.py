@@ -110,7 +110,8 @@ def scraped(url: str, name: str, least: float) -> dict[str, str] | None:
 
 @pytest.mark.timeout(150)
 def test_the_endpoint_of_a_run_is_scraped_while_it_trains_and_only_from_here(tmp_path: Path) -> None:
-    write_run_file(tmp_path, data={"epochs": 100}, checkpoint={"every_steps": 4}, telemetry={"prometheus": True})
+    telemetry = {"prometheus": True, "tables_every": 2}
+    write_run_file(tmp_path, data={"epochs": 100}, checkpoint={"every_steps": 4}, telemetry=telemetry)
     with started(tmp_path, *TRAIN, "--run-dir", "run") as command:
         url, port = command.until(
             lambda: re.search(r"(http://127\.0\.0\.1:(\d+)/metrics)", command.said()), "the endpoint's address"
