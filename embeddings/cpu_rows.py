@@ -66,8 +66,8 @@ class CpuRows:
         self._tables = tables
         self._update = UPDATES[RULES[tables.optimizer]]
         self._shards: tuple[tuple[int, int], _Shards] | None = None
-        # Not FBGEMM's weights: where a rank has no row of them they need no gradient, its backward would not run, and the
-        # other ranks would wait for its part of the exchange for ever.
+        # Not FBGEMM's weights: where a rank has no row of them they need no gradient, its backward would not run, and
+        # the other ranks would wait for its part of the exchange for ever.
         self._anchor = torch.empty(0, requires_grad=True)
         self._half = tables.weights_host.dtype is torch.float16
         self.columns = int(tables.embedding_specs[0][1])
