@@ -60,8 +60,14 @@ class Train(Frozen):
     seed: of initial values, shuffling and dropout.
     max_steps: optimizer steps since the model's birth; 0 = to the end of the data.
     log_every: steps. eval_every: steps; 0 = at the end only. eval_rows: bound per evaluation under way; 0 = all.
-    dense_sync: "sync": buckets are all-reduced from gradient hooks while backward still runs.
+    dense_sync: "sync": buckets of dense gradients are all-reduced from gradient hooks while backward still runs.
+                "delayed": the exchange of a step goes on during the whole next one; dense parameters are one step
+                behind, tables are not.
+    delayed_after_steps: "delayed" begins after so many steps since the model's birth; until then "sync".
+    dense_wire: number format that dense gradients travel in; everything else stays as it is.
     bucket_mb, first_bucket_mb: size of a bucket of gradients, and of the one that is ready first.
+    accumulate: batches of `data.global_batch` rows to one dense step, taken on the mean of their gradients. The tables
+                are updated at every one of them. Steps are counted in batches.
     """
 
     seed: int = 1
@@ -69,9 +75,12 @@ class Train(Frozen):
     log_every: int = Field(default=20, gt=0)
     eval_every: int = Field(default=0, ge=0)
     eval_rows: int = Field(default=0, ge=0)
-    dense_sync: Literal["sync"] = "sync"
+    dense_sync: Literal["sync", "delayed"] = "sync"
+    delayed_after_steps: int = Field(default=100, ge=0)
+    dense_wire: Literal["float32", "bfloat16", "float16"] = "float32"
     bucket_mb: float = Field(default=25.0, gt=0)
     first_bucket_mb: float = Field(default=1.0, gt=0)
+    accumulate: int = Field(default=1, gt=0)
 
 
 class Checkpoint(Frozen):
@@ -132,6 +141,7 @@ class Launch(Frozen):
     threads: of a worker; 0 = the cores shared out evenly.
     ray_address: "" = an embedded Ray.
     timeout_seconds: of every collective: a lost rank is an error after that long, never a hang.
+    watchdog_seconds: a rank that has not moved for so long is named by the others, with what it was doing; 0 = off.
     """
 
     backend: Literal["auto", "inline", "torchrun", "ray"] = "auto"
@@ -139,3 +149,4 @@ class Launch(Frozen):
     threads: int = Field(default=0, ge=0)
     ray_address: str = ""
     timeout_seconds: float = Field(default=300.0, gt=0)
+    watchdog_seconds: float = Field(default=60.0, ge=0)

@@ -29,6 +29,7 @@ class Job:
     resume:    "never": start anew; "auto": from the newest complete checkpoint, if any; "must": there has to be one.
     init_from: the run directory of `[init]`, an absolute path, or None.
     dry_run:   two real batches through plan, step, checkpoint and resume; `run_dir` is then a temporary folder.
+    profile:   a trace of a few steps is written to the run directory.
     backend:   the launcher's name, for telling the user.
     feed_name: name of the Ray actor that hands out windows, "" where there is none.
     threads:   of this process for torch, chosen by the launcher.
@@ -40,6 +41,7 @@ class Job:
     resume: Resume = "never"
     init_from: str | None = None
     dry_run: bool = False
+    profile: bool = False
     backend: BackendName = "inline"
     feed_name: str = ""
     threads: int = 1

@@ -45,6 +45,7 @@ class TrainRecord:
     segment: str = ""
     read_retries: int = 0
     tables: Mapping[str, TableFigures] = field(default_factory=dict)
+    step_split: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
