@@ -88,7 +88,13 @@ def assemble(config: Config, runtime: Runtime) -> Assembly:
         config=config.embeddings,
         ids=assumed_ids(config.schema, specs, config.data.global_batch, runtime.world_size),
     )
-    sync = DenseSync(runtime.dense, config.train.bucket_mb, config.train.first_bucket_mb)
+    sync = DenseSync(
+        runtime.dense,
+        config.train.bucket_mb,
+        config.train.first_bucket_mb,
+        wire=getattr(torch, config.train.dense_wire),
+        accumulate=config.train.accumulate,
+    )
     model = DistributedModelParallel(
         recommender,
         env=ShardingEnv.from_process_group(runtime.tables),
@@ -102,7 +108,7 @@ def assemble(config: Config, runtime: Runtime) -> Assembly:
     touched = watch_rows(model, specs)
     return Assembly(
         model=model,
-        optimizer=DenseOptimizer(sync.parameters, sync, gate, config.optim),
+        optimizer=DenseOptimizer(sync.parameters, sync, gate, config.optim, config.train),
         mapper=IdMapper(specs, runtime.control, key_order(tables)),
         resetter=RowResetter(model, specs, config.train.seed, touched.changing),
         gate=gate,

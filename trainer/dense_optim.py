@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.config_sections import Optim
-from trainer.dense_sync import DenseSync
+from trainer.config_sections import Optim, Train
+from trainer.dense_sync import DenseSync, Update
 from trainer.gate import GradientGate
 
 
@@ -24,11 +24,12 @@ def learning_rate(config: Optim, examples: int) -> float:
 
 
 class DenseOptimizer:
-    """AdamW behind the gate. `examples` is set by the loop before each step; grad_norm (dense, before clipping) and lr
-    are of the last step."""
+    """AdamW behind the gate. grad_norm (dense, before clipping) and lr are of the last update."""
 
-    def __init__(self, parameters: dict[str, nn.Parameter], sync: DenseSync, gate: GradientGate, config: Optim) -> None:
-        self._config, self._sync, self._gate = config, sync, gate
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], sync: DenseSync, gate: GradientGate, config: Optim, train: Train
+    ) -> None:
+        self._config, self._train, self._sync, self._gate = config, train, sync, gate
         self._parameters = parameters
         matrices = [p for p in parameters.values() if p.dim() >= 2]
         rest = [p for p in parameters.values() if p.dim() < 2]  # gains and biases are not decayed
@@ -37,22 +38,79 @@ class DenseOptimizer:
             [g for g in groups if g["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=True
         )
         self.examples = 0
+        self.steps_done = 0
         self.grad_norm = torch.zeros(())
         self.lr = learning_rate(config, 0)
+
+    def announcement(self) -> str:
+        """What was chosen, for the user."""
+        train, buckets = self._train, self._sync.buckets
+        modes = {
+            "sync": "exchanged during backward",
+            "delayed": f"exchanged during the step after theirs, after step {train.delayed_after_steps:,}",
+        }
+        words = f"dense gradients: {sum(buckets) / 2**20:.3g} MB in {len(buckets)} buckets, {modes[train.dense_sync]}"
+        if train.dense_wire != "float32":
+            words += f", as {train.dense_wire}"
+        if train.accumulate > 1:
+            words += (
+                f" · one dense step on the mean of {train.accumulate} batches, while tables are updated at every one"
+            )
+        return words
+
+    @property
+    def is_delayed(self) -> bool:
+        """Whether the step under way takes the update before its own."""
+        return self._train.dense_sync == "delayed" and self.steps_done >= self._train.delayed_after_steps
+
+    @property
+    def in_flight_examples(self) -> int | None:
+        """What a checkpoint keeps of the update in flight, beside its tensors; None where none is."""
+        return None if self._sync.in_flight is None else self._sync.in_flight.examples
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Gradients live in the exchange's buffers, which are zeroed in place."""
         self._sync.zero_grad()
 
     def step(self) -> None:
-        """Nothing at all in a bad step, or one without labels: moments and step counts stay as they were."""
-        self._sync.wait()
-        if not self._gate.applies:
+        """Called once a batch. Nothing at all for a bad batch, or one without labels: moments and step counts stay as
+        they were."""
+        if not self._sync.ends_window:
+            self._sync.keep(self._gate.applies)
             return
-        parameters = list(self._parameters.values())
+        self._take(self._sync.send(self._gate.applies, self.examples))
+
+    def now(self, steps_done: int, examples: int) -> None:
+        """Before each step: since the model's birth."""
+        self.steps_done, self.examples = steps_done, examples
+
+    def begin(self, steps_done: int) -> None:
+        """Before the first step of a run. One that goes on in `sync` takes at once what an earlier one in `delayed`
+        left in flight."""
+        self.steps_done = steps_done
+        if not self.is_delayed:
+            self._apply(self._sync.swap(None))
+
+    def end(self) -> None:
+        """After the last step of a run: its unfinished window. Collective."""
+        if not self._sync.between_windows:
+            self._take(self._sync.flush(self.examples))
+
+    def _take(self, update: Update | None) -> None:
+        self._apply(self._sync.swap(update) if self.is_delayed else update)
+
+    def _apply(self, update: Update | None) -> None:
+        """W + g. An update that does not fit the wire's format, or whose sum overflows, counts as a bad step."""
+        if update is None:
+            return
+        update.gradients.wait()
+        update.gradients.show()
         max_norm = self._config.clip_norm or math.inf
-        self.grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
-        self.lr = learning_rate(self._config, self.examples)
+        self.grad_norm = nn.utils.clip_grad_norm_(list(self._parameters.values()), max_norm)
+        if not torch.isfinite(self.grad_norm):
+            self._gate.bad_steps += 1
+            return
+        self.lr = learning_rate(self._config, update.examples)
         for group in self.adamw.param_groups:
             group["lr"] = self.lr
         self.adamw.step()

@@ -23,7 +23,7 @@ from trainer.init_tables import TableCarrier
 from trainer.init_tower import TowerCarrier
 from trainer.model_description import ModelDescription, describe, described
 from trainer.model_state import load_rest, model_tensors
-from trainer.train_state import TrainState
+from trainer.train_state import TrainState, in_flight_examples
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ def begin(config: Config, assembly: Assembly, checkpointer: Checkpointer, path: 
     with agree(group):
         before, now = described(path, state), describe(config, assembly.specs)
     _note_fields(account, state.data_schema, config.schema)
+    in_flight = in_flight_examples(state) if config.init.tower and config.init.tower_optimizer else None
+    if in_flight is not None:
+        assembly.sync.hold(in_flight)
     tensors = model_tensors(assembly)
     with checkpointer.opened(path) as saved:
         with agree(group):
@@ -86,8 +89,8 @@ def _begun(init: Init, saved: CheckpointState, account: Account) -> Begun:
     if not init.steps:
         state = replace(state, step=0)
     account.say("steps and dropout", f"step {saved.step:,}" if init.steps else OFF)
-    # Gradients that are exchanged behind the step are carried here, by the modes of [train] dense_sync that have them.
-    account.say("in flight", "nothing: a checkpoint is taken between steps")
+    if not account.has_carried("in flight"):
+        account.say("in flight", "nothing" if in_flight_examples(saved) is None else OFF)
     account.say("metrics", ", ".join(saved_tasks(saved)) if init.metrics else OFF)
     lineage = (*saved.resumed_from, parent) if init.lineage else ()
     account.say("lineage", f"{len(lineage)} checkpoint{'s' * (len(lineage) != 1)}" if init.lineage else OFF)

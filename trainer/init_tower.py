@@ -14,7 +14,7 @@ from trainer.config_sections import Init
 from trainer.init_account import FRESH, OFF, Account
 from trainer.model_description import Axes, ModelDescription
 
-DENSE, MOMENTS = "dense/", "dense_optimizer/"
+DENSE, MOMENTS, IN_FLIGHT = "dense/", "dense_optimizer/", "dense_in_flight/"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TowerCarrier:
         self._saved, self._tensors, self._init, self._account = saved, tensors, init, account
 
     def carry(self, before: ModelDescription, now: ModelDescription) -> None:
-        """All parameters, buffers and moments."""
+        """All parameters, buffers, moments and gradients in flight."""
         taken: set[str] = set()
         moments: dict[str, list[str]] = {}
         for name in self._tensors:
@@ -49,6 +49,8 @@ class TowerCarrier:
             if reason:
                 self._account.note(f"tower {_named(name, now.axes)}: {reason}: initialised")
             self._carry(DENSE + source, DENSE + name, stretches, reason, "tower", self._init.tower)
+            if IN_FLIGHT + name in self._tensors:
+                self._carry(IN_FLIGHT + source, IN_FLIGHT + name, stretches, reason, "in flight", True)
             for moment in moments.get(name, ()):
                 key = moment.rsplit("/", 1)[-1]
                 self._carry(

@@ -13,6 +13,8 @@ from pipelines.windows import Pass
 from trainer.assembly import Assembly
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.folder import Location
+from trainer.checkpoint.manifest import read_commit
+from trainer.checkpoint.state import read_state
 from trainer.config import Config
 from trainer.consumed import Recorder
 from trainer.device_batch import RequestBatch
@@ -24,7 +26,7 @@ from trainer.recommender import Outputs
 from trainer.reporter import Reporter
 from trainer.run_dir import RunDir
 from trainer.runtime import Runtime
-from trainer.train_state import TrainState
+from trainer.train_state import TrainState, in_flight_examples
 
 
 class Trainer:
@@ -60,6 +62,7 @@ class Trainer:
         self._recorder = recorder
         self._feed = self._feed_from(self.state)
         self._pipeline = self._make_pipeline()
+        self._assembly.optimizer.begin(self.state.step)
         self._reporter.start(self.state, self._pass)
         try:
             data_ended = False
@@ -79,6 +82,7 @@ class Trainer:
                 if self._saving_is_due(bool(scores)):
                     self.save(scores)
                 self._reporter.saved(self._checkpointer.poll())
+            self._assembly.optimizer.end()
             self._assembly.copies.end(self.state.step)
             self._reporter.end(self.state, self._feed, data_ended)
             self.save()
@@ -100,12 +104,17 @@ class Trainer:
 
     def _finished(self) -> bool:
         limit, step = self._config.train.max_steps, self.state.step
-        return (self._feed.stopping and self._assembly.copies.are_equal(step)) or bool(limit and step >= limit)
+        return (self._feed.stopping and self._is_whole()) or bool(limit and step >= limit)
+
+    def _is_whole(self) -> bool:
+        """Whether the model as it stands is all there is: copies of tables are equal, no dense gradient waits for
+        others to be added."""
+        return self._assembly.copies.are_equal(self.state.step) and self._assembly.sync.between_windows
 
     def _step(self) -> Outputs | None:
         """Forward, backward, both optimizers; the ids of later batches travel meanwhile. None at the end of the
         data."""
-        self._assembly.optimizer.examples = self.state.examples
+        self._assembly.optimizer.now(self.state.step, self.state.examples)
         self._reset_evicted()
         try:
             outputs: Outputs = self._pipeline.progress(self._feed)
@@ -130,7 +139,7 @@ class Trainer:
         """The same on every rank."""
         wanted = scored and self._config.checkpoint.keep_best > 0
         self._feed.saving |= wanted or self._checkpointer.due_by_steps(self.state.step)
-        return self._feed.saving and self._assembly.copies.are_equal(self.state.step)  # else at the next such step
+        return self._feed.saving and self._is_whole()  # else at the next such step
 
     def evaluate(self) -> Mapping[str, float]:
         """Detach the pipeline, predict, attach it again: the trajectory stays as it was. Returns the scores."""
@@ -156,6 +165,7 @@ class Trainer:
             self._assembly.gate.bad_steps,
             self._reporter.metrics_state(),
             self._description,
+            self._assembly.optimizer.in_flight_examples,
         )
         stalled = self._checkpointer.begin(
             state, lambda: model_tensors(self._assembly, self.state.step, to_save=True), scores
@@ -177,6 +187,9 @@ class Trainer:
 
     def resume(self, path: Location) -> None:
         """As if the run that saved `path` had never stopped: with the same world size, to the bit."""
+        in_flight = in_flight_examples(read_state(path, read_commit(path)))
+        if in_flight is not None:
+            self._assembly.sync.hold(in_flight)
         tensors = model_tensors(self._assembly)
         found = self._checkpointer.load(path, tensors, self._config.schema)
         load_rest(self._assembly, tensors)

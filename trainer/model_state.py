@@ -3,6 +3,7 @@
 tables/TABLE/weight, tables/TABLE/STATE    see embeddings.held_tables
 dense/NAME                                 every other parameter and buffer
 dense_optimizer/NAME/KEY                   AdamW's
+dense_in_flight/NAME                       gradients that the next dense step is taken on, where one is in flight
 id_maps/TABLE/KEY                          see embeddings.idmap
 """
 
@@ -13,6 +14,7 @@ from embeddings.held_tables import held_dense, held_tables
 from trainer.assembly import Assembly
 
 ID_MAPS = "id_maps/"
+IN_FLIGHT = "dense_in_flight/"
 
 
 def model_tensors(assembly: Assembly, step: int | None = None, *, to_save: bool = False) -> dict[str, Held]:
@@ -24,6 +26,8 @@ def model_tensors(assembly: Assembly, step: int | None = None, *, to_save: bool 
     tensors = {f"tables/{name}": held for name, held in tables.items()}
     tensors |= {f"dense/{name}": held for name, held in held_dense(assembly.model, assembly.specs).items()}
     tensors |= {f"dense_optimizer/{name}": whole(value) for name, value in assembly.optimizer.state_tensors().items()}
+    in_flight = assembly.sync.in_flight_tensors()
+    tensors |= {f"{IN_FLIGHT}{name}": whole(value) for name, value in in_flight.items()}
     return tensors | {f"{ID_MAPS}{name}": held for name, held in assembly.mapper.state(step).items()}
 
 

@@ -12,6 +12,8 @@ from trainer.checkpoint.state import CheckpointState
 from trainer.config import Config
 from trainer.recommender import Outputs
 
+IN_FLIGHT = "in_flight_examples"
+
 
 @dataclass(frozen=True)
 class TrainState:
@@ -42,9 +44,16 @@ class TrainState:
         )
 
     def to_checkpoint(
-        self, config: Config, world_size: int, bad_steps: int, metrics: JsonValue, model: JsonValue
+        self,
+        config: Config,
+        world_size: int,
+        bad_steps: int,
+        metrics: JsonValue,
+        model: JsonValue,
+        in_flight: int | None = None,
     ) -> CheckpointState:
-        """What is saved beside the tensors. model: a description of it (see model_description)."""
+        """What is saved beside the tensors. model: a description of it (see model_description). in_flight: of the dense
+        update that is saved with it, to be taken by the next step: examples when it was computed."""
         return CheckpointState(
             step=self.step,
             examples=self.examples,
@@ -60,6 +69,7 @@ class TrainState:
                 "quarantined_rows": self.quarantined_rows,
                 "metrics": metrics,
                 "model": model,
+                **({} if in_flight is None else {IN_FLIGHT: in_flight}),
             },
         )
 
@@ -78,3 +88,10 @@ class TrainState:
             position=saved.position,
             lineage=(*saved.resumed_from, name_of(path)),
         )
+
+
+def in_flight_examples(saved: CheckpointState) -> int | None:
+    """Of the dense update that a checkpoint holds in flight; None where it holds none."""
+    found = saved.extra.get(IN_FLIGHT)
+    assert found is None or isinstance(found, int)
+    return found

@@ -72,6 +72,8 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
     with _logging_to(run_dir, runtime):
         executors = _executors(job, runtime)  # before the model: readers start and import while it is made
         assembly = assemble(config, runtime)
+        if runtime.is_first:
+            log.info("%s", assembly.optimizer.announcement())
         _write_plan(run_dir, config, assembly, runtime)
         telemetry = Telemetry(run_dir, config.telemetry, runtime.rank, tuple(config.schema.tasks))
         try:
