@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -70,3 +71,47 @@ def test_gradients_are_the_mean_over_ranks_and_the_same_bits_on_each() -> None:
         torch.testing.assert_close(by_rank[0][name], expected, rtol=1e-5, atol=1e-7)
         for other in by_rank[1:]:
             torch.testing.assert_close(other[name], by_rank[0][name], rtol=0, atol=0)
+
+
+WIRES = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # unit roundoff
+
+
+def _means(rank: int, world_size: int) -> dict[str, torch.Tensor]:
+    """{wire: what arrives}; gradients over ten orders of magnitude."""
+    from trainer.dense_sync import DenseSync
+
+    found = {}
+    for wire in WIRES:
+        parameter = nn.Parameter(torch.zeros(4096))
+        sync = DenseSync(dist.new_group(backend="gloo"), 25.0, 1.0, wire=getattr(torch, wire))
+        sync.attach({"p": parameter})
+        sync.zero_grad()
+        (parameter * _gradient(rank)).sum().backward()
+        sync.wait()
+        assert parameter.grad is not None
+        found[wire] = parameter.grad.clone()
+    return found
+
+
+def _gradient(rank: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(rank)
+    magnitudes = 10 ** torch.linspace(-8, 1, 4096)
+    return torch.randn(4096, generator=generator) * magnitudes
+
+
+@pytest.fixture(scope="module")
+def means() -> list[dict[str, torch.Tensor]]:
+    return list(run_ranks(_means, WORLD_SIZE, timeout=100))
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_half_the_bits_stay_within_the_stated_bound(means: list[dict[str, torch.Tensor]], wire: str) -> None:
+    """trainer.dense_buckets.Gradients states it."""
+    gradients = torch.stack([_gradient(rank) for rank in range(WORLD_SIZE)]).double()
+    error = (means[0][wire].double() - gradients.mean(0)).abs()
+    smallest = 2.0**-34 if wire == "float16" else 0.0
+    bound = 1.05 * WORLD_SIZE * (WIRES[wire] * gradients.abs().mean(0) + smallest)
+    assert (error <= bound).all()
+    assert (error > 0).any()
+    for other in means[1:]:
+        assert torch.equal(other[wire], means[0][wire])
