@@ -45,17 +45,21 @@ class DenseOptimizer:
     def announcement(self) -> str:
         """What was chosen, for the user."""
         train, buckets = self._train, self._sync.buckets
-        modes = {
-            "sync": "exchanged during backward",
-            "delayed": f"exchanged during the step after theirs, after step {train.delayed_after_steps:,}",
-        }
-        words = f"dense gradients: {sum(buckets) / 2**20:.3g} MB in {len(buckets)} buckets, {modes[train.dense_sync]}"
-        if train.dense_wire != "float32":
-            words += f", as {train.dense_wire}"
-        if train.accumulate > 1:
+        words = f"dense gradients: {sum(buckets) / 2**20:.3g} MB"
+        if self._sync.is_alone:
+            words += ", not exchanged: this rank is alone"
+            if train.dense_sync == "delayed":
+                words += f"; one step behind all the same, after step {train.delayed_after_steps:,}"
+        else:
+            words += f" in {len(buckets)} bucket{'s' * (len(buckets) != 1)}, exchanged during "
             words += (
-                f" · one dense step on the mean of {train.accumulate} batches, while tables are updated at every one"
+                f"the step after theirs, after step {train.delayed_after_steps:,}"
+                if train.dense_sync == "delayed"
+                else "backward"
             )
+            words += "" if train.dense_wire == "float32" else f", as {train.dense_wire}"
+        if train.accumulate > 1:
+            words += f" · one dense step on the mean of {train.accumulate} batches, tables updated at every one"
         return words
 
     @property

@@ -85,6 +85,11 @@ class DenseSync(DataParallelWrapper):
         """Bytes of each."""
         return [bucket.flat.nbytes for bucket in self._filling.buckets]
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is no other rank to exchange with."""
+        return self._world_size == 1
+
     def zero_grad(self) -> None:
         """Start of a batch."""
         self._next = 0
