@@ -31,6 +31,7 @@ from trainer.gate import GradientGate
 from trainer.layout import Layout, make_layout
 from trainer.recommender import Assemble, Recommender, Scorer
 from trainer.runtime import Runtime
+from trainer.step_split import StepClock
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Assembly:
     plan: ShardingPlan
     touched: TouchedRows
     copies: Copies
+    clock: StepClock
 
     @property
     def module(self) -> Recommender:
@@ -72,7 +74,8 @@ def assemble(config: Config, runtime: Runtime) -> Assembly:
     specs = table_specs(config.schema, config.embeddings)
     check_device(specs, config.embeddings, runtime.device.type)
     layout = make_layout(config.schema, specs)
-    gate = GradientGate(runtime.gate)
+    clock = StepClock(runtime.device)
+    gate = GradientGate(runtime.gate, clock)
     tables = Tables(specs, device="meta")
     fuse_optimizer(tables, specs)
     ranker = build_dense(config, layout).to(runtime.device)
@@ -108,7 +111,7 @@ def assemble(config: Config, runtime: Runtime) -> Assembly:
     touched = watch_rows(model, specs)
     return Assembly(
         model=model,
-        optimizer=DenseOptimizer(sync.parameters, sync, gate, config.optim, config.train),
+        optimizer=DenseOptimizer(sync.parameters, sync, gate, config.optim, config.train, clock),
         mapper=IdMapper(specs, runtime.control, key_order(tables)),
         resetter=RowResetter(model, specs, config.train.seed, touched.changing),
         gate=gate,
@@ -118,4 +121,5 @@ def assemble(config: Config, runtime: Runtime) -> Assembly:
         plan=plan,
         touched=touched,
         copies=Copies(model, specs, touched, runtime, config.embeddings.replica_sync_steps),
+        clock=clock,
     )

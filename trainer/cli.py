@@ -36,6 +36,7 @@ cli.add_command(checkpoint)
     "--init-from", metavar="RUN", help="Begin with another run's newest checkpoint: --init.run RUN; see [init]."
 )
 @click.option("--dry-run", is_flag=True, help="Two real batches through plan, step, checkpoint and resume.")
+@click.option("--profile", is_flag=True, help="A trace of a few steps into the run directory, for Perfetto.")
 @click.option("--plan", "saved", metavar="FILE", help="Shard by this plan.json: --embeddings.plan FILE.")
 @click.option("--max-steps", type=click.IntRange(min=1), metavar="N", help="Stop after N steps: --train.max-steps N.")
 @click.pass_context
@@ -46,6 +47,7 @@ def train(
     resume: str,
     init_from: str | None,
     dry_run: bool,
+    profile: bool,
     saved: str | None,
     max_steps: int | None,
 ) -> None:
@@ -54,7 +56,7 @@ def train(
 
     typed = {"--train.max-steps": max_steps, "--init.run": init_from, "--embeddings.plan": saved}
     overrides = [*ctx.args, *(f"{key}={value}" for key, value in typed.items() if value is not None)]
-    run_training(TrainOptions(config_path, overrides, run_dir, resume, dry_run))  # type: ignore[arg-type]
+    run_training(TrainOptions(config_path, overrides, run_dir, resume, dry_run, profile))  # type: ignore[arg-type]
 
 
 @cli.command(context_settings=OVERRIDES, epilog=OVERRIDES_HELP)

@@ -11,6 +11,7 @@ from torch import nn
 from trainer.config_sections import Optim, Train
 from trainer.dense_sync import DenseSync, Update
 from trainer.gate import GradientGate
+from trainer.step_split import StepClock
 
 
 def learning_rate(config: Optim, examples: int) -> float:
@@ -27,9 +28,16 @@ class DenseOptimizer:
     """AdamW behind the gate. grad_norm (dense, before clipping) and lr are of the last update."""
 
     def __init__(
-        self, parameters: dict[str, nn.Parameter], sync: DenseSync, gate: GradientGate, config: Optim, train: Train
+        self,
+        parameters: dict[str, nn.Parameter],
+        sync: DenseSync,
+        gate: GradientGate,
+        config: Optim,
+        train: Train,
+        clock: StepClock | None = None,
     ) -> None:
         self._config, self._train, self._sync, self._gate = config, train, sync, gate
+        self._clock = clock or StepClock(on=False)
         self._parameters = parameters
         matrices = [p for p in parameters.values() if p.dim() >= 2]
         rest = [p for p in parameters.values() if p.dim() < 2]  # gains and biases are not decayed
@@ -74,7 +82,8 @@ class DenseOptimizer:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Gradients live in the exchange's buffers, which are zeroed in place."""
-        self._sync.zero_grad()
+        with self._clock.part("optimizer"):
+            self._sync.zero_grad()
 
     def step(self) -> None:
         """Called once a batch. Nothing at all for a bad batch, or one without labels: moments and step counts stay as
@@ -107,7 +116,8 @@ class DenseOptimizer:
         """W + g. An update that does not fit the wire's format, or whose sum overflows, counts as a bad step."""
         if update is None:
             return
-        update.gradients.wait()
+        with self._clock.part("exposed_communication"):
+            update.gradients.wait()
         update.gradients.show()
         max_norm = self._config.clip_norm or math.inf
         self.grad_norm = nn.utils.clip_grad_norm_(list(self._parameters.values()), max_norm)

@@ -18,6 +18,7 @@ from pipelines.windows import Pass
 from trainer.bad_share import BadShare
 from trainer.device_batch import RequestBatch, StepInfo, wrap
 from trainer.runtime import Runtime
+from trainer.step_split import StepClock
 from trainer.table_health import TableHealth
 
 
@@ -28,7 +29,7 @@ class Feed(Iterator[RequestBatch]):
     one after it. train: whether the id maps learn; if not, ids are mapped as they were after `step`. wants: (stop,
     save): what this rank would like; any rank's wish becomes all ranks' at the same step.
     bad_share: fails the run where too many rows are bad, on all ranks. health: of the tables, told what ids were mapped
-    to in training.
+    to in training. clock: of the step that it is read in.
     wait_seconds: time spent waiting for the reader since it was last reset. read_retries: of this rank's batches.
     stopping, saving: what was agreed.
     """
@@ -44,10 +45,12 @@ class Feed(Iterator[RequestBatch]):
         wants: Callable[[], tuple[bool, bool]] = lambda: (False, False),
         bad_share: BadShare | None = None,
         health: TableHealth | None = None,
+        clock: StepClock | None = None,
     ) -> None:
         self._batches, self._mapper, self._tasks = batches, mapper, tasks
         self._runtime, self._train, self._wants = runtime, train, wants
         self._step, self._bad_share, self._health = step, bad_share, health
+        self._clock = clock or StepClock(on=False)
         self.wait_seconds = 0.0
         self.read_retries = 0
         self.stopping = False
@@ -62,11 +65,12 @@ class Feed(Iterator[RequestBatch]):
     def __next__(self) -> RequestBatch:
         if self._ahead:
             return self._ahead.popleft()
-        batch = None if self._is_over else self._read()
-        if batch is None:
-            self._is_over = True
-            raise StopIteration
-        rows = self._rows_of(batch)
+        with self._clock.part("id_exchange"):
+            batch = None if self._is_over else self._read()
+            if batch is None:
+                self._is_over = True
+                raise StopIteration
+            rows = self._rows_of(batch)
         return wrap(batch, self._info, rows, self._mapper.groups, self._tasks, self._runtime.world_size)
 
     def look_ahead(self) -> None:
@@ -98,7 +102,8 @@ class Feed(Iterator[RequestBatch]):
         error: Exception | None = None
         batch: Batch | None = None
         try:
-            batch = next(self._batches, None) if self._batches is not None else None
+            with self._clock.part("data_wait"):
+                batch = next(self._batches, None) if self._batches is not None else None
         except Exception as caught:
             error = caught
         self.wait_seconds += time.perf_counter() - started
@@ -171,6 +176,7 @@ def open_feed(
     train: bool = True,
     wants: Callable[[], tuple[bool, bool]] = lambda: (False, False),
     health: TableHealth | None = None,
+    clock: StepClock | None = None,
 ) -> Feed:
     """The feed of what comes after the global batch at `done` (None = of the whole pass). Raises DataError when data
     and position differ."""
@@ -179,4 +185,4 @@ def open_feed(
     stream = None if over else batches(pass_, runtime.world_size, runtime.rank, start, executor)
     folder = pass_.reading.quarantine
     bad_share = BadShare(pass_.data.max_bad_share, folder) if folder else None
-    return Feed(stream, mapper, tuple(pass_.schema.tasks), runtime, step, train, wants, bad_share, health)
+    return Feed(stream, mapper, tuple(pass_.schema.tasks), runtime, step, train, wants, bad_share, health, clock)

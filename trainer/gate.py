@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.utils import get_total_norm
 
+from trainer.step_split import StepClock
+
 
 class GradientGate:
     """Checks loss, gradients of table rows, and dense gradients, and agrees over `group`.
@@ -23,8 +25,9 @@ class GradientGate:
     anything to learn from. `bad_steps`: how many were not sound, so far.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
+    def __init__(self, group: dist.ProcessGroup | None, clock: StepClock | None = None) -> None:
         self._group = group
+        self._clock = clock or StepClock(on=False)
         self._loss: torch.Tensor | None = None
         self.dense_parameters: list[nn.Parameter] = []
         self.ok = True
@@ -52,7 +55,8 @@ class GradientGate:
             flags.append(torch.isfinite(self._loss))
         flag = torch.stack(flags).all().to(torch.int32)
         if self._group is not None and dist.get_world_size(self._group) > 1:
-            dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=self._group)
+            with self._clock.part("exposed_communication"):
+                dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=self._group)
         self.ok = bool(flag.item())
         self.bad_steps += not self.ok
         return self.ok

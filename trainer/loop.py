@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 
 from torch import nn
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from embeddings.tables import Tables
 from pipelines.windows import Pass
@@ -17,15 +16,16 @@ from trainer.checkpoint.manifest import read_commit
 from trainer.checkpoint.state import read_state
 from trainer.config import Config
 from trainer.consumed import Recorder
-from trainer.device_batch import RequestBatch
 from trainer.feed import Feed
 from trainer.init_from import begin
 from trainer.model_description import describe, to_json
 from trainer.model_state import load_rest, model_tensors
+from trainer.pipeline import SplitPipeline
 from trainer.recommender import Outputs
 from trainer.reporter import Reporter
 from trainer.run_dir import RunDir
 from trainer.runtime import Runtime
+from trainer.step_profile import StepProfile
 from trainer.train_state import TrainState, in_flight_examples
 
 
@@ -34,7 +34,7 @@ class Trainer:
     is collective.
 
     feed_from: makes the feed that starts after a state. evaluate: called with the detached model at its own cadence;
-    returns its scores, as checkpoints are compared by them.
+    returns its scores, as checkpoints are compared by them. profile: of some steps, if wanted.
     """
 
     def __init__(
@@ -47,10 +47,11 @@ class Trainer:
         checkpointer: Checkpointer,
         evaluate: Callable[[nn.Module, TrainState, int], Mapping[str, float]],
         runtime: Runtime,
+        profile: StepProfile | None = None,
     ) -> None:
         self._config, self._assembly, self._pass = config, assembly, pass_
         self._feed_from, self._reporter, self._checkpointer = feed_from, reporter, checkpointer
-        self._evaluate_model = evaluate
+        self._evaluate_model, self._profile, self._clock = evaluate, profile, assembly.clock
         self._device, self._world_size = runtime.device, runtime.world_size
         self._description = to_json(describe(config, assembly.specs))
         self._is_pipelined = False
@@ -74,10 +75,7 @@ class Trainer:
                         recorder.ended(self.state.step)
                     break
                 self.state = self.state.after(outputs)
-                self._assembly.copies.after_step(self.state.step)
-                if recorder is not None:
-                    recorder.trained(self.state.step, outputs.host)
-                self._reporter.after_step(outputs, self.state, self._feed)
+                self._account(outputs)
                 scores = self.evaluate() if self._evaluation_is_due() else {}
                 if self._saving_is_due(bool(scores)):
                     self.save(scores)
@@ -88,6 +86,8 @@ class Trainer:
             self.save()
             self._reporter.saved(self._checkpointer.wait())
         finally:
+            if self._profile is not None:
+                self._profile.close(self.state.step)
             self._feed.close()
             self._checkpointer.close()
         self._pipeline.detach()
@@ -98,9 +98,9 @@ class Trainer:
         """Whether the ranks agreed to a request to stop."""
         return self._feed.stopping
 
-    def _make_pipeline(self) -> TrainPipelineSparseDist[RequestBatch, Outputs]:
+    def _make_pipeline(self) -> SplitPipeline:
         self._assembly.model.train()
-        return TrainPipelineSparseDist(self._assembly.model, self._assembly.optimizer, self._device)
+        return SplitPipeline(self._assembly, self._device)
 
     def _finished(self) -> bool:
         limit, step = self._config.train.max_steps, self.state.step
@@ -114,8 +114,11 @@ class Trainer:
     def _step(self) -> Outputs | None:
         """Forward, backward, both optimizers; the ids of later batches travel meanwhile. None at the end of the
         data."""
+        if self._profile is not None:
+            self._profile.before_step(self.state.step + 1)
         self._assembly.optimizer.now(self.state.step, self.state.examples)
-        self._reset_evicted()
+        with self._clock.part("id_exchange"):
+            self._reset_evicted()
         try:
             outputs: Outputs = self._pipeline.progress(self._feed)
         except StopIteration:
@@ -124,6 +127,15 @@ class Trainer:
             require_pipelined(self._pipeline, self._assembly.module.tables)
             self._is_pipelined = True
         return outputs
+
+    def _account(self, outputs: Outputs) -> None:
+        """A step is done: copies of tables are kept alike, what was trained is put on record, and reported."""
+        with self._clock.part("exposed_communication"):
+            self._assembly.copies.after_step(self.state.step)
+        with self._clock.part("telemetry"):
+            if self._recorder is not None:
+                self._recorder.trained(self.state.step, outputs.host)
+            self._reporter.after_step(outputs, self.state, self._feed)
 
     def _reset_evicted(self) -> None:
         """Rows that the next batch takes from one id for another begin anew: the last step of the old id is done."""
@@ -144,13 +156,18 @@ class Trainer:
     def evaluate(self) -> Mapping[str, float]:
         """Detach the pipeline, predict, attach it again: the trajectory stays as it was. Returns the scores."""
         started = time.perf_counter()
+        with self._clock.paused():
+            scores = self._evaluate_detached()
+        self._reporter.not_training(time.perf_counter() - started)
+        return scores
+
+    def _evaluate_detached(self) -> Mapping[str, float]:
         scores = self._evaluate_model(self._pipeline.detach(), self.state, self._config.train.eval_rows)
         self._pipeline.attach()
         if self._pipeline.contexts:
             # Attaching sends the ids of the batch in flight once more, into new contexts: that exchange has to be ended
             # too, or the lookup would read it half done.
             self._pipeline.wait_sparse_data_dist(self._pipeline.contexts[0])
-        self._reporter.not_training(time.perf_counter() - started)
         return scores
 
     def save(self, scores: Mapping[str, float] | None = None) -> None:
@@ -199,7 +216,7 @@ class Trainer:
         self._reporter.restore(found.extra["metrics"])
 
 
-def require_pipelined(pipeline: TrainPipelineSparseDist[RequestBatch, Outputs], tables: Tables) -> None:
+def require_pipelined(pipeline: SplitPipeline, tables: Tables) -> None:
     """Raises RuntimeError if torch.fx could not pipeline every sharded module: the numbers would be right, the overlap
     gone, silently."""
     expected = len(list(tables.collections.children()))

@@ -19,6 +19,7 @@ from trainer.gate import GradientGate
 from trainer.metrics.streaming import GlobalMetrics, TaskMetrics
 from trainer.recommender import Outputs
 from trainer.runtime import Runtime
+from trainer.step_split import StepClock, split
 from trainer.table_health import TableHealth
 from trainer.telemetry.jsonl import task_values
 from trainer.telemetry.records import TrainRecord
@@ -40,11 +41,12 @@ class Reporter:
         checkpointer: Checkpointer,
         optimizer: DenseOptimizer,
         gate: GradientGate,
+        clock: StepClock,
         health: TableHealth | None = None,
     ) -> None:
         self._config, self._runtime, self._telemetry = config, runtime, telemetry
         self._checkpointer, self._optimizer, self._gate = checkpointer, optimizer, gate
-        self._health = health
+        self._clock, self._health = clock, health
         self._metrics = TaskMetrics(tuple(config.schema.tasks))
         self._batches_left = 0
         self._segment = ""
@@ -57,7 +59,8 @@ class Reporter:
         self._pass = pass_
         if self._runtime.is_first:
             self._batches_left = batches_left(pass_, state, self._config.train.max_steps)
-        self._begin_window(state)
+        self._clock.take()
+        self._begin_window(state, time.perf_counter())
 
     def after_step(self, outputs: Outputs, state: TrainState, feed: Feed) -> None:
         """Adds the step to the sums, and reports where it is time to."""
@@ -79,7 +82,8 @@ class Reporter:
     def end(self, state: TrainState, feed: Feed, data_ended: bool) -> None:
         """After the last step: what has not been reported yet. data_ended: the last segment is done as well."""
         if state.step > self._first.step:
-            self._report(state, feed)
+            with self._clock.part("telemetry"):
+                self._report(state, feed)
         if data_ended and self._segment:
             self._end_segment(state)
 
@@ -111,15 +115,15 @@ class Reporter:
         if new_data:
             self._metrics.reset("segment")
 
-    def _begin_window(self, state: TrainState) -> None:
-        self._first = state
-        self._started = time.perf_counter()
+    def _begin_window(self, state: TrainState, now: float) -> None:
+        self._first, self._started = state, now
         self._paused = 0.0
         self._losses = torch.zeros(3, dtype=torch.float64)  # Σ loss, good steps, retried reads
         self._metrics.reset("window")
 
     def _report(self, state: TrainState, feed: Feed) -> None:
-        seconds = max(1e-9, time.perf_counter() - self._started - self._paused)
+        now = time.perf_counter()  # what reporting takes is of the next window
+        seconds, parts = max(1e-9, now - self._started - self._paused), self._clock.take()
         reduced = self._metrics.reduced(self._runtime.control)
         retries = feed.read_retries + OUTSIDE_WINDOWS.count  # of batches, and of this process's own plans
         self._losses[2] += retries - self._own_retries
@@ -127,11 +131,13 @@ class Reporter:
         if self._runtime.world_size > 1:
             dist.all_reduce(self._losses, group=self._runtime.control)
         self._read_retries += int(self._losses[2])
-        self._telemetry.train(self._record(state, seconds, feed.wait_seconds, reduced))
+        self._telemetry.train(self._record(state, seconds, feed.wait_seconds, parts, reduced))
         feed.wait_seconds = 0.0
-        self._begin_window(state)
+        self._begin_window(state, now)
 
-    def _record(self, state: TrainState, seconds: float, waited: float, reduced: GlobalMetrics) -> TrainRecord:
+    def _record(
+        self, state: TrainState, seconds: float, waited: float, parts: dict[str, float], reduced: GlobalMetrics
+    ) -> TrainRecord:
         steps = state.step - self._first.step
         loss, good, _ = self._losses.tolist()
         position = state.position
@@ -158,6 +164,7 @@ class Reporter:
             read_retries=self._read_retries,
             checkpoint_age_seconds=self._checkpointer.seconds_since_save(),
             tables=self._health.take() if self._health is not None else {},
+            step_split=split(parts, steps, seconds / steps),
         )
 
     def _end_segment(self, state: TrainState) -> None:

@@ -3,6 +3,7 @@
     config.toml (resolved, a valid --config) · plan.txt plan.json · env.json · train.log
     metrics.jsonl · tensorboard/ · consumed/ · profiles/ gate.json (with [data.gate])
     plan_cache/ (footers of the data; may be removed between runs)
+    profile/ (traces of a few steps, by --profile)
     quarantine/ (bad rows, where data.on_bad_row says so)
     checkpoints/step_00002000/ (complete only when its COMMIT file exists; elsewhere where [checkpoint] store says so)
 
@@ -69,6 +70,7 @@ class RunDir:
         self.profiles = self.path / "profiles"
         self.gate = self.path / "gate.json"
         self.quarantine = self.path / "quarantine"
+        self.profile = self.path / "profile"
 
     @cached_property
     def checkpoints(self) -> Location:

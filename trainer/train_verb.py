@@ -13,6 +13,7 @@ from pathlib import Path
 from pipelines.footer_cache import FooterCache
 from trainer import logs
 from trainer.config import load_config
+from trainer.errors import ConfigError
 from trainer.gating import gate_segments
 from trainer.job import Job, Resume
 from trainer.launch import Choice, announce, choose, run
@@ -32,6 +33,7 @@ class TrainOptions:
     run_dir: str | None
     resume: Resume
     dry_run: bool
+    profile: bool = False
 
 
 def run_training(options: TrainOptions) -> None:
@@ -39,6 +41,11 @@ def run_training(options: TrainOptions) -> None:
 
     Raises what its user can mend (ConfigError, DataError, PlanError, CheckpointError …) as it is.
     """
+    if options.dry_run and options.profile:
+        raise ConfigError(
+            "--profile with --dry-run → a dry run keeps nothing → leave one of them out; --max-steps 15 profiles a "
+            "short run"
+        )
     config = load_config(options.config, options.overrides)
     choice = choose(config.launch)
     parent = str(Path(config.init.run).absolute()) if config.init.run else None
@@ -58,7 +65,9 @@ def run_training(options: TrainOptions) -> None:
                     check_rows(config, FooterCache(run_dir.plan_cache))
                     config = gate_segments(config, run_dir, options.resume)
                     announce(choice)
-                job = Job(config, str(run_dir.path.absolute()), stop, options.resume, parent, options.dry_run)
+                job = Job(
+                    config, str(run_dir.path.absolute()), stop, options.resume, parent, options.dry_run, options.profile
+                )
                 result = run(job, choice, stop, interrupts)
                 if speaks:
                     from trainer.closing_words import say_result  # noqa: PLC0415 - only when there is something to say

@@ -38,6 +38,7 @@ from trainer.row_cost import row_cost
 from trainer.run_dir import RunDir
 from trainer.runtime import Runtime, start
 from trainer.shared_segments import shared_segments
+from trainer.step_profile import StepProfile
 from trainer.table_health import TableHealth
 from trainer.telemetry.telemetry import Telemetry
 
@@ -193,7 +194,9 @@ def _join(
     )
     every = config.telemetry.tables_every
     health = TableHealth(every, assembly, runtime) if every else None
-    reporter = Reporter(config, runtime, telemetry, checkpointer, assembly.optimizer, assembly.gate, health)
+    reporter = Reporter(
+        config, runtime, telemetry, checkpointer, assembly.optimizer, assembly.gate, assembly.clock, health
+    )
 
     def wants() -> tuple[bool, bool]:
         due = runtime.is_first and checkpointer.due_by_minutes()
@@ -206,12 +209,21 @@ def _join(
         assembly,
         pass_,
         lambda state: open_feed(
-            pass_, state.position, executor, assembly.mapper, runtime, state.step, wants=wants, health=health
+            pass_,
+            state.position,
+            executor,
+            assembly.mapper,
+            runtime,
+            state.step,
+            wants=wants,
+            health=health,
+            clock=assembly.clock,
         ),
         reporter,
         checkpointer,
         lambda model, state, rows: evaluator(model, state, rows).scores,
         runtime,
+        StepProfile(run_dir.profile, runtime, assembly.clock) if job.profile else None,
     )
     return trainer, evaluator
 

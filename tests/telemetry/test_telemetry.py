@@ -43,6 +43,7 @@ TRAIN = TrainRecord(
     rows_per_second=478.0,
     step_seconds=0.067,
     data_wait_seconds=0.0007,
+    step_split={"data_wait": 0.0007, "forward": 0.0653, "exposed_communication": 0.001},
     grad_norm=0.5,
     learning_rate=1e-3,
     tasks={"click": CLICK},
@@ -98,6 +99,7 @@ def test_every_declared_metric_is_served_and_nothing_else() -> None:
     assert found["tokenformer_data_through_timestamp_seconds", ()] == THROUGH / 1e6
     assert found["tokenformer_eval_gauc", (("split", "dt=2026-11-21"), ("task", "click"))] == 0.7021
     assert found["tokenformer_checkpoint_bytes", ()] == 12_345
+    assert found["tokenformer_step_part_seconds", (("part", "forward"),)] == 0.0653
     with pytest.raises(OSError):
         _scrape(endpoint.url)
 
@@ -109,7 +111,7 @@ def test_declared_names_follow_the_rules() -> None:
         assert metric.name.endswith("_total") == (metric.kind == "counter"), metric
         assert metric.unit in ("", "seconds", "bytes"), metric
         assert metric.name.endswith(metric.unit), metric
-        assert set(metric.labels) <= {"task", "split", "rank", "name", "table"}, metric
+        assert set(metric.labels) <= {"task", "split", "rank", "name", "table", "part"}, metric
 
 
 def test_a_taken_port_is_one_line() -> None:
@@ -150,6 +152,8 @@ def test_the_line_people_watch() -> None:
         "step 400 · 1.9 k ex/s · loss – · click NE .873 AUC .742 cal 1.01 · buy NE – AUC – cal – · "
         "wait 1 % · 2 bad steps"
     )
+    exposed = replace(bare, step_split={"exposed_communication": 0.0067})
+    assert console.train_line(exposed).endswith("wait 1 % · exposed communication 10 % · 2 bad steps")
     assert console.eval_line(EVAL) == (
         "evaluation of dt=2026-11-21 at step 400 · click NE .873 AUC .742 GAUC .702 cal 1.01"
     )
@@ -212,11 +216,13 @@ def test_files_of_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     assert evaluation["split"] == "dt=2026-11-21"
     assert {"ne", "auc", "gauc", "calibration", "examples"} <= evaluation["tasks"]["click"].keys()
     assert evaluation["tasks"]["click"]["gauc"] == 0.7021
+    assert train["step_split"] == TRAIN.step_split
     assert checkpoint["path"] == "step_00000400"
     assert (broken["grad_norm"], broken["loss"], broken["tasks"]["click"]["auc"]) == (None, None, None)
     assert event["tasks"] == {"click": {"ne": None}}
     board = EventAccumulator(str(run_dir.tensorboard)).Reload()
     assert [(e.step, round(e.value, 4)) for e in board.Scalars("train/loss")] == [(400, 0.4123)]
+    assert board.Scalars("step/forward")[0].value == pytest.approx(0.0653)
     assert board.Scalars("eval/dt=2026-11-21/click/gauc")[0].value == pytest.approx(0.7021)
 
 

@@ -61,6 +61,7 @@ class Run:
     run_dir: Path
     resume: Resume = "never"
     init_from: Path | None = None
+    profile: bool = False
 
 
 def train_runs(rank: int, world_size: int, runs: list[Run]) -> list[dict[str, Any] | None]:
@@ -76,7 +77,8 @@ def train_runs(rank: int, world_size: int, runs: list[Run]) -> list[dict[str, An
         config = run.config
         if parent is not None:
             config = replace(config, init=config.init.model_copy(update={"run": parent}))
-        results.append(run_worker(Job(config, str(run.run_dir), Never(), run.resume, parent, threads=1)))
+        job = Job(config, str(run.run_dir), Never(), run.resume, parent, profile=run.profile, threads=1)
+        results.append(run_worker(job))
     return results
 
 

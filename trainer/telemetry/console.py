@@ -9,6 +9,7 @@ from trainer.metrics.values import TaskValues
 from trainer.telemetry.records import EvalRecord, TrainRecord, finite
 
 UNKNOWN = "–"
+WORTH_SAYING = 0.05  # of a step
 
 
 def train_line(record: TrainRecord) -> str:
@@ -20,6 +21,9 @@ def train_line(record: TrainRecord) -> str:
         parts.append(f"data through {through:%Y-%m-%d %H:%M}")
     if record.step_seconds > 0:
         parts.append(f"wait {100 * record.data_wait_seconds / record.step_seconds:.0f} %")
+        exposed = record.step_split.get("exposed_communication", 0.0) / record.step_seconds
+        if exposed > WORTH_SAYING:
+            parts.append(f"exposed communication {100 * exposed:.0f} %")
     if record.bad_steps:
         parts.append(f"{record.bad_steps} bad {'step' if record.bad_steps == 1 else 'steps'}")
     if record.quarantined_rows:

@@ -59,6 +59,7 @@ METRICS = (
     Metric(
         "data_wait_seconds", "gauge", "seconds", "Part of a step that waited for its batch, mean since the last log"
     ),
+    Metric("step_part_seconds", "gauge", "seconds", "Part of a step of this rank, mean since the last log", ("part",)),
     Metric("dense_grad_norm", "gauge", "", "L2 norm of the dense gradient before clipping"),
     Metric("learning_rate", "gauge", "", "Of the dense optimizer"),
     Metric("data_through_timestamp_seconds", "gauge", "seconds", "Newest event time trained on, since 1970"),

@@ -68,6 +68,8 @@ class Prometheus:
         self._set("rows_per_second", record.rows_per_second)
         self._set("step_seconds", record.step_seconds)
         self._set("data_wait_seconds", record.data_wait_seconds)
+        for part, seconds in record.step_split.items():
+            self._set("step_part_seconds", seconds, part)
         self._set("dense_grad_norm", record.grad_norm)
         self._set("learning_rate", record.learning_rate)
         self._set("data_through_timestamp_seconds", record.data_through / 1e6 if record.data_through else None)

@@ -21,7 +21,8 @@ class TrainRecord:
     before clipping. tasks: before each update; lifetime: the same since the model's birth. data_through: newest event
     time trained on, microseconds since 1970. read_retries: reads tried again after a transient error of the store,
     since this process began. seconds_left: to the end of the data or max_steps. checkpoint_age_seconds: since the
-    newest checkpoint. tables: their health on the steps sampled since the last log; empty where none was.
+    newest checkpoint. step_split: {part: seconds} that make up step_seconds, of this rank. tables: their health on the
+    steps sampled since the last log; empty where none was.
     """
 
     step: int

@@ -23,8 +23,8 @@ TABLE_CURVES = ("hottest_share", "unknown_rate", "collision_rate", "fill", "row_
 
 
 class TensorBoard:
-    """Event files under `path`, made at the first point. Tags: train/loss, train/TASK/ne, eval/SPLIT/TASK/gauc … and
-    tables/highest_FIGURE: over all tables.
+    """Event files under `path`, made at the first point. Tags: train/loss, train/TASK/ne, eval/SPLIT/TASK/gauc …,
+    step/PART: its seconds, and tables/highest_FIGURE: over all tables.
 
     Points that an earlier process wrote for steps that are trained again are hidden (TensorBoard's purge_step).
     """
@@ -37,6 +37,8 @@ class TensorBoard:
         """One point per curve."""
         for name in CURVES:
             self._add(f"train/{name}", getattr(record, name), record.step)
+        for part, seconds in record.step_split.items():
+            self._add(f"step/{part}", seconds, record.step)
         for task, values in record.tasks.items():
             self._task(f"train/{task}", values, record.step)
         for figure in TABLE_CURVES:
