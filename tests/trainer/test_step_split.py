@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from tests.pipelines.rows import write_segments
 from tests.trainer.runs import Run, differing, saved_tensors, tiny_config, train_all
 from trainer import step_split
-from trainer.cli import cli
+from trainer.errors import ConfigError
 from trainer.run_dir import RunDir
 from trainer.step_split import OTHER, PARTS, DeviceTimeline, StepClock, split
+from trainer.train_verb import TrainOptions, run_training
 
 pytestmark = pytest.mark.timeout(300)  # all ranks start inside the first test
 EVERY_STEP = PARTS.keys() - {"data_wait"}  # the reader may always be ahead
@@ -91,9 +91,9 @@ def test_a_profile_names_the_parts_and_changes_nothing(runs: dict[str, Any]) -> 
 
 
 def test_a_dry_run_has_no_profile(tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli, ["train", "--config", str(tmp_path / "x.toml"), "--dry-run", "--profile"])
-    assert done.exit_code == 2
-    assert "--profile with --dry-run → " in done.output
+    options = TrainOptions(str(tmp_path / "x.toml"), [], None, "never", dry_run=True, profile=True)
+    with pytest.raises(ConfigError, match="--profile with --dry-run → "):
+        run_training(options)
 
 
 def test_a_part_inside_another_takes_its_time_out_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
