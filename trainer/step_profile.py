@@ -8,6 +8,7 @@ with the first step and anew with step 11 of the process, when pools are warm an
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ class StepProfile:
         self._span: Any = None
         self._begun = 0  # steps of this process
         self._steps: list[int] = []  # recorded
+        if runtime.device.type == "cpu":  # else what CUPTI may have to say is worth reading
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # a line at every start and stop
         folder.mkdir(parents=True, exist_ok=True)
         if runtime.is_first:
             for left in folder.iterdir():  # of an earlier start, perhaps of more ranks; nobody writes before step 1
@@ -63,11 +66,12 @@ class StepProfile:
         if found is None or not steps:
             return
         part = self._path.with_name(f".{self._path.name.removesuffix('.json.gz')}.part.json.gz")
-        found.export_chrome_trace(str(part))
-        part.replace(self._path)
+        with self._clock.part("telemetry"):
+            found.export_chrome_trace(str(part))
+            part.replace(self._path)
         if self._runtime.is_first:
-            others = " and of each other rank beside it" if self._runtime.world_size > 1 else ""
-            log.info("profile of steps %d–%d: %s%s: open it at %s", steps[0], steps[-1], self._path, others, VIEWER)
+            others = ", of the other ranks beside it" if self._runtime.world_size > 1 else ""
+            log.info("profile of steps %d–%d: %s%s; open it at %s", steps[0], steps[-1], self._path, others, VIEWER)
 
     def _start(self) -> None:
         activities = [ProfilerActivity.CPU]
@@ -76,14 +80,16 @@ class StepProfile:
             activities.append(ProfilerActivity.CUDA)
         self._steps = []
         self._profile = profile(activities=activities)
-        self._profile.start()
+        with self._clock.part("telemetry"):
+            self._profile.start()
         self._clock.traced = True
 
     def _stop(self) -> profile | None:
+        self._clock.traced = False
         found, self._profile = self._profile, None
         if found is not None:
-            found.stop()
-        self._clock.traced = False
+            with self._clock.part("telemetry"):
+                found.stop()
         return found
 
     def _end_span(self) -> None:
