@@ -63,6 +63,7 @@ KEYS = {
         "load_mb_per_second",
     },
     "health": {"health_cost_share"},
+    "step_split": {"split_cost_share"},
     "id_maps": {"managed_over_vocabulary", "vocabulary_over_dict", "managed_seconds_per_million"},
     "many_fields": {"per_field_share", "per_field_share_stock"},
 }
@@ -81,6 +82,7 @@ KEYS = {
         pytest.param("dedup", marks=pytest.mark.slow),
         pytest.param("checkpoint", marks=pytest.mark.slow),
         pytest.param("health", marks=pytest.mark.slow),
+        pytest.param("step_split", marks=pytest.mark.slow),
         pytest.param("id_maps", marks=pytest.mark.slow),
         pytest.param("many_fields", marks=pytest.mark.slow),
     ],
