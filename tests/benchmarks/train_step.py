@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -93,6 +94,15 @@ class Ours:
         if not ready:
             return open_feed(pass_, None, ThreadExecutor(self._config.data.windows_ahead), mapper, self._runtime)
         return Feed(cast(BatchStream, Cycle(ready)), mapper, tuple(self._config.schema.tasks), self._runtime)
+
+    def sharding(self) -> str:
+        """How many tables the plan has put where, in words."""
+        kinds = Counter(
+            f"{placed.sharding_type} over {len(set(placed.ranks or ()))}"
+            for module in self._assembly.plan.plan.values()
+            for placed in cast("dict[str, Any]", module).values()
+        )
+        return " · ".join(f"{count} {kind}" for kind, count in kinds.items())
 
     def step(self, feed: Feed) -> None:
         """One step; the feed's next batch is fetched in it."""
