@@ -88,7 +88,7 @@ class Scorer(nn.Module):
         """(loss to go backward from, what telemetry wants to know)."""
         if self.training:
             # Dropout is a function of (seed, rank, step), so that a resumed run needs no saved generator to repeat it.
-            torch.manual_seed(derive_seed(*self._seed, batch.info.step))
+            seed_generators(derive_seed(*self._seed, batch.info.step), batch.labels_SK.device)
         logits_SK = self.ranker(inputs)
         loss = ranking_loss(
             logits_SK, batch.labels_SK, batch.weights_SK, batch.normalizers_K, self._heads, batch.offsets_SK
@@ -103,6 +103,14 @@ class Scorer(nn.Module):
             host=batch.host,
         )
         return loss, outputs
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Of the CPU and of `device`. torch.manual_seed would visit every kind of device that it knows, and where one is
+    not in use write down the stack for later: 1.2 ms a step."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
 
 
 class Recommender(nn.Module):
