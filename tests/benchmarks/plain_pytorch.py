@@ -51,6 +51,40 @@ VARIANTS = {
 }
 
 
+class PaddedTower(nn.Module):
+    """forward(fields {name: [B, W]}, candidate [B, D], past [B, T, D], padding bool [B, T]) → logits [B]. Candidate and
+    past are `event`s, the past with its actions added."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.fields = nn.ModuleList(nn.Linear(shape.width, shape.dim) for _ in STATIC)
+        self.event = nn.Linear(shape.width * len(ITEM), shape.dim)
+        self.action = nn.Linear(shape.width, shape.dim)
+        self.place = nn.Parameter(torch.zeros(len(STATIC) + 1 + shape.longest, shape.dim))
+        layer = nn.TransformerEncoderLayer(
+            shape.dim, shape.heads, shape.ffn, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, shape.layers, nn.LayerNorm(shape.dim), enable_nested_tensor=False)
+        self.head = nn.Linear(shape.dim, 1)
+
+    def forward(
+        self,
+        fields: dict[str, torch.Tensor],
+        candidate_BD: torch.Tensor,
+        past_BTD: torch.Tensor,
+        padding_BT: torch.Tensor,
+    ) -> torch.Tensor:
+        fields_BMD = torch.stack(
+            [layer(fields[name]) for name, layer in zip(STATIC, self.fields, strict=True)] + [candidate_BD], dim=1
+        )
+        x_BLD = torch.cat([fields_BMD, past_BTD], dim=1)
+        x_BLD = x_BLD + self.place[: x_BLD.shape[1]]
+        padding_BL = F.pad(padding_BT, (len(STATIC) + 1, 0), value=False)
+        out_BLD = self.encoder(x_BLD, src_key_padding_mask=padding_BL)
+        logits_B: torch.Tensor = self.head(out_BLD[:, len(STATIC)]).squeeze(-1).float()
+        return logits_B
+
+
 class PlainRanker(nn.Module):
     """forward(padded batch) → logits [B]."""
 
@@ -61,28 +95,14 @@ class PlainRanker(nn.Module):
         self.tables = nn.ModuleDict(
             {name: nn.Embedding(ids, shape.width, sparse=variant.sparse) for name, ids in sizes.items()}
         )
-        self.fields = nn.ModuleList(nn.Linear(shape.width, shape.dim) for _ in STATIC)
-        self.event = nn.Linear(shape.width * len(ITEM), shape.dim)
-        self.action = nn.Linear(shape.width, shape.dim)
-        self.place = nn.Parameter(torch.zeros(len(STATIC) + 1 + shape.longest, shape.dim))
-        layer = nn.TransformerEncoderLayer(
-            shape.dim, shape.heads, shape.ffn, dropout=0.0, batch_first=True, norm_first=True
-        )
-        self.encoder = nn.TransformerEncoder(layer, shape.layers, nn.LayerNorm(shape.dim), enable_nested_tensor=False)
-        self.head = nn.Linear(shape.dim, 1)
-        self.to(variant.module)
-        self.tables.float()
+        self.tower = PaddedTower(shape).to(variant.module)
 
     def forward(self, batch: Padded) -> torch.Tensor:
-        fields = [layer(self._rows(name, batch[name])) for name, layer in zip(STATIC, self.fields, strict=True)]
-        candidate_BD = self.event(torch.cat([self._rows(name, batch[name]) for name in ITEM], -1))
-        past_BTD = self.event(torch.cat([self._rows(name, batch[f"past_{name}"]) for name in ITEM], -1))
-        past_BTD = past_BTD + self.action(self._rows("click", batch["past_click"]))
-        x_BLD = torch.cat([torch.stack([*fields, candidate_BD], dim=1), past_BTD], dim=1)
-        x_BLD = x_BLD + self.place[: x_BLD.shape[1]]
-        padding_BL = F.pad(batch["padding"], (len(STATIC) + 1, 0), value=False)
-        out_BLD = self.encoder(x_BLD, src_key_padding_mask=padding_BL)
-        logits_B: torch.Tensor = self.head(out_BLD[:, len(STATIC)]).squeeze(-1).float()
+        fields = {name: self._rows(name, batch[name]) for name in STATIC}
+        candidate_BD = self.tower.event(torch.cat([self._rows(name, batch[name]) for name in ITEM], -1))
+        past_BTD = self.tower.event(torch.cat([self._rows(name, batch[f"past_{name}"]) for name in ITEM], -1))
+        past_BTD = past_BTD + self.tower.action(self._rows("click", batch["past_click"]))
+        logits_B: torch.Tensor = self.tower(fields, candidate_BD, past_BTD, batch["padding"])
         return logits_B
 
     def _rows(self, table: str, ids: torch.Tensor) -> torch.Tensor:
@@ -131,21 +151,21 @@ class PlainTrainer:
 
 def pad_rows(rows: pa.Table) -> Padded:
     """Request rows → one padded row per candidate: static and candidate ids [B], history ids and padding [B, T]."""
-    lengths_R = _lists(rows, "past_item")[1]
-    candidates_R = _lists(rows, "item")[1]
+    lengths_R = list_column(rows, "past_item")[1]
+    candidates_R = list_column(rows, "item")[1]
     kept_RT = np.arange(lengths_R.max()) < lengths_R[:, None]
     batch = {name: torch.from_numpy(np.repeat(rows.column(name).to_numpy(), candidates_R)) for name in STATIC}
-    batch |= {name: torch.from_numpy(_lists(rows, name)[0].copy()) for name in ITEM}
+    batch |= {name: torch.from_numpy(list_column(rows, name)[0].copy()) for name in ITEM}
     for name in (*(f"past_{item}" for item in ITEM), "past_click"):
         padded_RT = np.zeros(kept_RT.shape, np.int64)
-        padded_RT[kept_RT] = _lists(rows, name)[0]
+        padded_RT[kept_RT] = list_column(rows, name)[0]
         batch[name] = torch.from_numpy(np.repeat(padded_RT, candidates_R, axis=0))
     batch["padding"] = torch.from_numpy(np.repeat(~kept_RT, candidates_R, axis=0))
-    batch["label"] = torch.from_numpy(_lists(rows, "click")[0].astype(np.float32))
+    batch["label"] = torch.from_numpy(list_column(rows, "click")[0].astype(np.float32))
     return batch
 
 
-def _lists(rows: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
+def list_column(rows: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
     """(values, lengths)."""
     array = rows.column(column).combine_chunks()
     return array.flatten().to_numpy(), np.asarray(array.value_lengths())

@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from embeddings.idmap import IdMapper
 from pipelines.batch import Batch
 from pipelines.segments import find_segments
 from pipelines.stream import BatchStream, ThreadExecutor, batches
@@ -40,6 +41,7 @@ from trainer.assembly import assemble
 from trainer.config import Config
 from trainer.feed import Feed, open_feed
 from trainer.runtime import Runtime, start
+from trainer.table_health import TableHealth
 
 OURS = "ours, fp32"
 QUICK_VARIANTS = ("fp32", "bf16 module, products")
@@ -93,7 +95,7 @@ class Ours:
         mapper = self._assembly.mapper
         if not ready:
             return open_feed(pass_, None, ThreadExecutor(self._config.data.windows_ahead), mapper, self._runtime)
-        return Feed(cast(BatchStream, Cycle(ready)), mapper, tuple(self._config.schema.tasks), self._runtime)
+        return memory_feed(ready, mapper, self._config, self._runtime)
 
     def sharding(self) -> str:
         """How many tables the plan has put where, in words."""
@@ -107,6 +109,13 @@ class Ours:
     def step(self, feed: Feed) -> None:
         """One step; the feed's next batch is fetched in it."""
         self.pipeline.progress(feed)
+
+
+def memory_feed(
+    ready: list[Batch], mapper: IdMapper, config: Config, runtime: Runtime, health: TableHealth | None = None
+) -> Feed:
+    """The trainer's own feed, of batches ready in memory."""
+    return Feed(cast(BatchStream, Cycle(ready)), mapper, tuple(config.schema.tasks), runtime, health=health)
 
 
 def measure(rank: int, world_size: int, path: Path, plan: Plan) -> dict[str, Any]:
@@ -216,6 +225,10 @@ def main(quick: bool, tiny: bool) -> None:
             ratios[key] = report(f"step, {named}", result["step"])
             ratios[f"{key}_from_parquet"] = report(f"Parquet, {named}", result["parquet"])
             harness.table([f"where our step goes, {named}", "ms", "share"], result["split"])
+        from tests.benchmarks import over_handwritten
+
+        named_plan = over_handwritten.TINY if tiny else over_handwritten.QUICK if quick else over_handwritten.FULL
+        ratios |= over_handwritten.run(Path(folder), named_plan)
     harness.finish("train_step", ratios, machine.cores())
 
 
