@@ -2,9 +2,9 @@
 
 DistributedModelParallel over an EmbeddingCollection by TorchRec's own planner, Adagrad fused into backward,
 DistributedDataParallel for the rest with fused AdamW, TrainPipelineSparseDist. A KeyedJaggedTensor keyed by feature,
-its ids as they occur. A request's history is looked up and projected once, packed; then the tower of plain_pytorch.py runs
-over one padded row per candidate. No metrics, no reports, no checks.
-Sizes: R requests · B candidates · E events · T longest history · W width of tables · D of the tower.
+its ids as they occur. A request's history is looked up and projected once, packed; then the tower of plain_pytorch.py
+runs over one padded row per candidate. No metrics, no reports, no checks. Sizes: R requests · B candidates · E events
+· T longest history · W width of tables · D of the tower.
 """
 
 from __future__ import annotations
