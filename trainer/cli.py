@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from trainer import leaving
 from trainer.cli_boundary import guarded
 from trainer.cli_checkpoint import checkpoint
 from trainer.cli_data import data
@@ -123,4 +124,5 @@ def doctor() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The console script: every error ends in one place, with the exit code of the contract."""
-    sys.exit(guarded(lambda: cli.main(arguments, prog_name="tokenformer", standalone_mode=False)))
+    leaving.prepare()
+    sys.exit(leaving.with_code(guarded(lambda: cli.main(arguments, prog_name="tokenformer", standalone_mode=False))))

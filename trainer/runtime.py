@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from embeddings.plan import make_groups
-from trainer import machine
+from trainer import leaving, machine
 from trainer.errors import ConfigError
 
 CHECKPOINT_TIMEOUT = timedelta(hours=1)
@@ -115,6 +115,7 @@ def start(timeout_seconds: float, threads: int, replicas: int = 1) -> Iterator[R
             torch.set_num_threads(threads)
     started_here = not dist.is_initialized()
     if started_here:
+        leaving.joined_a_group()
         if world_size == 1:
             alone = dist.HashStore()  # type: ignore[attr-defined]
             dist.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=timeout)
@@ -145,8 +146,7 @@ def start(timeout_seconds: float, threads: int, replicas: int = 1) -> Iterator[R
             ),
         )
         if started_here:
-            # Leave together: a gloo process that leaves while its peer is still there is now and then ended by
-            # "terminate called without an active exception", its work long done (torch 2.13).
+            # Leave together: nobody is met by a closed connection where only this end of its last exchange is over.
             with suppress(RuntimeError):  # a peer that has failed says why itself
                 dist.barrier(group=control)
     finally:
