@@ -32,3 +32,17 @@ class CheckpointError(UserError):
     """Checkpoints and run directories to resume from."""
 
     exit_code = 5
+
+
+class LostRankError(UserError):
+    """A rank is gone or stands still, and with it the run. who: names it; how: what this rank saw of that."""
+
+    def __init__(self, who: str, how: str = "") -> None:
+        self.who, self.how = who, how
+        super().__init__(
+            f"{who}{f' ({how})' if how else ''} → all ranks take part in every step → its own last lines, and the "
+            "system's log (killed for memory?), say why; `--resume auto` goes on from the newest complete checkpoint"
+        )
+
+    def __reduce__(self) -> tuple[type[LostRankError], tuple[str, str]]:  # type: ignore[override]
+        return (type(self), (self.who, self.how))

@@ -64,6 +64,7 @@ class Evaluator:
         """rows: stop after about so many, 0 = all. The model must be detached from its training pipeline. Ids are
         mapped as of state.step, although those of later batches are mapped already."""
         config, started = self._config, time.perf_counter()
+        self._runtime.beats.beat(state.step, "evaluation begins")
         pass_ = Pass(
             config.schema,
             config.data,
@@ -78,7 +79,7 @@ class Evaluator:
         try:
             found = predict(
                 model,
-                itertools.islice(feed, limit),
+                _beating(itertools.islice(feed, limit), state.step, self._runtime),
                 tuple(config.schema.tasks),
                 config.schema.supervised_history if config.schema.supervision == "history" else "",
                 self._runtime,
@@ -98,6 +99,14 @@ class Evaluator:
         if self._runtime.is_first:  # where the predictions are
             self._telemetry.eval(record)
         return record
+
+
+def _beating(batches: Iterator[RequestBatch], step: int, runtime: Runtime) -> Iterator[RequestBatch]:
+    """Every batch is a sign of life; what comes after the last may take long."""
+    for batch in batches:
+        runtime.beats.beat(step, "evaluation")
+        yield batch
+    runtime.beats.beat(step, "scores")
 
 
 def predict(

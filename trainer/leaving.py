@@ -3,8 +3,8 @@ themselves apart.
 
 The process groups of a run outlive `destroy_process_group`: models, optimizers and pipelines hold them in cycles, and
 gloo's threads (three a group) live on into the end of the interpreter. Now and then one of them is then met half taken
-apart, and a process whose work is long done, and saved, dies of "terminate called without an active exception" (SIGABRT;
-torch 2.13). torchrun calls that a failed run.
+apart, and a process whose work is long done, and saved, dies of "terminate called without an active exception"
+(SIGABRT, torch 2.13). torchrun calls that a failed run.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Trainer:
         self._config, self._assembly, self._pass = config, assembly, pass_
         self._feed_from, self._reporter, self._checkpointer = feed_from, reporter, checkpointer
         self._evaluate_model, self._profile, self._clock = evaluate, profile, assembly.clock
-        self._device, self._world_size = runtime.device, runtime.world_size
+        self._device, self._world_size, self._beats = runtime.device, runtime.world_size, runtime.beats
         self._description = to_json(describe(config, assembly.specs))
         self._is_pipelined = False
         self._recorder: Recorder | None = None
@@ -116,6 +116,7 @@ class Trainer:
         data."""
         if self._profile is not None:
             self._profile.before_step(self.state.step + 1)
+        self._beats.beat(self.state.step + 1, "step" if self._is_pipelined else "first step")
         self._assembly.optimizer.now(self.state.step, self.state.examples)
         with self._clock.part("id_exchange"):
             self._reset_evicted()
@@ -174,6 +175,7 @@ class Trainer:
         """Weights, optimizers, id maps, metrics and position, in one commit, which may come while training goes on;
         nothing where this step is saved already."""
         self._feed.saving = False
+        self._beats.beat(self.state.step, "saving")
         if self._recorder is not None:
             self._recorder.flush()  # what a checkpoint holds is on record before it is complete
         state = self.state.to_checkpoint(

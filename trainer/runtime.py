@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from embeddings.plan import make_groups
 from trainer import leaving, machine
+from trainer.beats import Beats
 from trainer.errors import ConfigError
 
 CHECKPOINT_TIMEOUT = timedelta(hours=1)
@@ -26,7 +27,7 @@ class Runtime:
     """tables: the group of id and row exchange: all ranks, or with replicas > 1 those that share one copy of the
     tables. copies: the ranks that hold the same shards of their copies (None = there is one copy). dense: gradients'.
     gate: the bad-step flag's. control: host-side agreements (always gloo). checkpoint: of those who write checkpoints
-    beside the training (always gloo).
+    beside the training (always gloo). beats: told where the training is.
 
     Separate groups, so that no exchange queues behind another kind of it.
     """
@@ -44,6 +45,7 @@ class Runtime:
     checkpoint: dist.ProcessGroup
     copies: dist.ProcessGroup | None = None
     reasons: tuple[str, ...] = field(default=())
+    beats: Beats = field(default_factory=Beats)
 
     @property
     def is_first_copy(self) -> bool:

@@ -138,6 +138,10 @@ class StepClock:
         self._timeline.mark(self._running[-1])
         return dict.fromkeys(PARTS, 0.0) | self._timeline.take()
 
+    def running(self) -> Part | None:
+        """The part that runs now; may be asked from any thread."""
+        return self._running[-1]
+
     def enter(self, name: Part) -> None:
         """Stops the clock of the part around, starts this one's."""
         self._timeline.mark(self._running[-1])

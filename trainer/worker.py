@@ -41,6 +41,7 @@ from trainer.shared_segments import shared_segments
 from trainer.step_profile import StepProfile
 from trainer.table_health import TableHealth
 from trainer.telemetry.telemetry import Telemetry
+from trainer.watchdog import watching
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +55,9 @@ def run_worker(job: Job) -> dict[str, Any] | None:
         if runtime.is_first:
             for reason in runtime.reasons:
                 log.info("%s", reason)
-        job = replace(job, config=_agreed(job.config, runtime))
-        result = dry_run(job, runtime) if job.dry_run else train_run(job, runtime)
+        with watching(runtime, job.config.launch.watchdog_seconds):
+            job = replace(job, config=_agreed(job.config, runtime))
+            result = dry_run(job, runtime) if job.dry_run else train_run(job, runtime)
         return result if runtime.is_first else None
 
 
@@ -73,6 +75,7 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
     with _logging_to(run_dir, runtime):
         executors = _executors(job, runtime)  # before the model: readers start and import while it is made
         assembly = assemble(config, runtime)
+        runtime.beats.part = assembly.clock.running
         if runtime.is_first:
             log.info("%s", assembly.optimizer.announcement())
         _write_plan(run_dir, config, assembly, runtime)
@@ -87,9 +90,11 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
                 _begin(job.init_from, trainer, telemetry, runtime)
             with closing(open_recorder(run_dir, config, segments.train, trainer.state.step, runtime)) as recorder:
                 state = trainer.train(recorder)
+            runtime.beats.beat(state.step, "ending")
             log_maps(assembly.mapper, runtime)
             if segments.eval and not trainer.stopped_early:
                 evaluator(assembly.model, state)
+            runtime.beats.beat(state.step, "ending")
             return telemetry.finish()
         finally:
             telemetry.close()
@@ -151,7 +156,8 @@ def run_evaluation(job: Job, rows: str = "") -> dict[str, Any] | None:
     on rank 0."""
     # It may run on other machines and fewer ranks than the model was trained on.
     job = replace(job, config=replace(job.config, embeddings=anywhere(job.config.embeddings)))
-    with start(job.config.launch.timeout_seconds, job.threads) as runtime:
+    launch = job.config.launch
+    with start(launch.timeout_seconds, job.threads) as runtime, watching(runtime, launch.watchdog_seconds):
         run_dir = RunDir(job.run_dir)
         config = job.config
         segments = shared_segments(config.data, runtime).eval
