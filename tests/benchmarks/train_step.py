@@ -41,6 +41,7 @@ from trainer.assembly import assemble
 from trainer.config import Config
 from trainer.feed import Feed, open_feed
 from trainer.runtime import Runtime, start
+from trainer.step_split import StepClock
 from trainer.table_health import TableHealth
 
 OURS = "ours, fp32"
@@ -112,10 +113,16 @@ class Ours:
 
 
 def memory_feed(
-    ready: list[Batch], mapper: IdMapper, config: Config, runtime: Runtime, health: TableHealth | None = None
+    ready: list[Batch],
+    mapper: IdMapper,
+    config: Config,
+    runtime: Runtime,
+    health: TableHealth | None = None,
+    clock: StepClock | None = None,
 ) -> Feed:
     """The trainer's own feed, of batches ready in memory."""
-    return Feed(cast(BatchStream, Cycle(ready)), mapper, tuple(config.schema.tasks), runtime, health=health)
+    stream = cast(BatchStream, Cycle(ready))
+    return Feed(stream, mapper, tuple(config.schema.tasks), runtime, health=health, clock=clock)
 
 
 def measure(rank: int, world_size: int, path: Path, plan: Plan) -> dict[str, Any]:

@@ -90,13 +90,13 @@ def train_in_turns(
         run_dir, config.checkpoint, runtime.control, touched=assembly.touched, background=runtime.checkpoint
     )
     health = TableHealth(config.telemetry.tables_every, assembly, runtime)
-    reporter = Reporter(config, runtime, sinks, checkpointer, assembly.optimizer, assembly.gate, health)
+    reporter = Reporter(config, runtime, sinks, checkpointer, assembly.optimizer, assembly.gate, assembly.clock, health)
     pass_ = Pass(config.schema, config.data, segments, config.train.seed)
     trainer = Trainer(
         config,
         assembly,
         pass_,
-        lambda state: memory_feed(ready, assembly.mapper, config, runtime, health),
+        lambda state: memory_feed(ready, assembly.mapper, config, runtime, health, assembly.clock),
         reporter,
         checkpointer,
         lambda _model, _state, _rows: {},
