@@ -47,7 +47,7 @@ class Reporter:
         self._config, self._runtime, self._telemetry = config, runtime, telemetry
         self._checkpointer, self._optimizer, self._gate = checkpointer, optimizer, gate
         self._clock, self._health = clock, health
-        self._metrics = TaskMetrics(tuple(config.schema.tasks))
+        self._metrics = TaskMetrics(tuple(config.schema.tasks), runtime.device)
         self._batches_left = 0
         self._segment = ""
         self._segment_told = False
@@ -71,9 +71,11 @@ class Reporter:
                 self._batches_left = 1 + batches_left(self._pass, state, self._config.train.max_steps)
         self._segment, self._segment_told = segment, False
         self._batches_left -= 1
-        self._metrics.update(outputs.probabilities_SK.cpu(), outputs.labels_SK.cpu(), outputs.weights_SK.cpu())
+        # Sums stay on the device until they are reported: nothing here waits for it.
+        self._metrics.update(outputs.probabilities_SK, outputs.labels_SK, outputs.weights_SK)
         if self._gate.applies:  # a bad step's loss is counted as a bad step, not averaged; one without labels has none
-            self._losses[:2] += torch.stack([outputs.loss.detach().double().cpu(), torch.ones((), dtype=torch.float64)])
+            self._loss += outputs.loss.detach().double()
+            self._good_steps += 1
         if self._health is not None:
             self._health.trained(state.step)
         if state.step % self._config.train.log_every == 0:
@@ -118,7 +120,8 @@ class Reporter:
     def _begin_window(self, state: TrainState, now: float) -> None:
         self._first, self._started = state, now
         self._paused = 0.0
-        self._losses = torch.zeros(3, dtype=torch.float64)  # Σ loss, good steps, retried reads
+        self._loss = torch.zeros((), dtype=torch.float64, device=self._runtime.device)  # Σ over good steps
+        self._good_steps = 0
         self._metrics.reset("window")
 
     def _report(self, state: TrainState, feed: Feed) -> None:
@@ -126,27 +129,34 @@ class Reporter:
         seconds, parts = max(1e-9, now - self._started - self._paused), self._clock.take()
         reduced = self._metrics.reduced(self._runtime.control)
         retries = feed.read_retries + OUTSIDE_WINDOWS.count  # of batches, and of this process's own plans
-        self._losses[2] += retries - self._own_retries
+        sums = torch.tensor([float(self._loss), self._good_steps, retries - self._own_retries], dtype=torch.float64)
         self._own_retries = retries
         if self._runtime.world_size > 1:
-            dist.all_reduce(self._losses, group=self._runtime.control)
-        self._read_retries += int(self._losses[2])
-        self._telemetry.train(self._record(state, seconds, feed.wait_seconds, parts, reduced))
+            dist.all_reduce(sums, group=self._runtime.control)
+        loss, good, retried = sums.tolist()
+        self._read_retries += int(retried)
+        mean_loss = loss / good if good else None
+        self._telemetry.train(self._record(state, seconds, feed.wait_seconds, mean_loss, parts, reduced))
         feed.wait_seconds = 0.0
         self._begin_window(state, now)
 
     def _record(
-        self, state: TrainState, seconds: float, waited: float, parts: dict[str, float], reduced: GlobalMetrics
+        self,
+        state: TrainState,
+        seconds: float,
+        waited: float,
+        loss: float | None,
+        parts: dict[str, float],
+        reduced: GlobalMetrics,
     ) -> TrainRecord:
         steps = state.step - self._first.step
-        loss, good, _ = self._losses.tolist()
         position = state.position
         assert position is not None
         return TrainRecord(
             step=state.step,
             examples=state.examples,
             rows=state.rows,
-            loss=loss / good if good else None,
+            loss=loss,
             examples_per_second=(state.examples - self._first.examples) / seconds,
             rows_per_second=(state.rows - self._first.rows) / seconds,
             step_seconds=seconds / steps,

@@ -77,10 +77,10 @@ class TaskMetrics:
 
     def reduced(self, group: dist.ProcessGroup | None = None) -> GlobalMetrics:
         """Collective: the sums of all ranks. This rank's own stay as they are."""
-        total = _carried(self._sums.clone())
+        total = _carried(self._sums.clone()).cpu()  # control groups are gloo ones
         if dist.is_initialized() and dist.get_world_size(group) > 1:
             dist.all_reduce(total, group=group)
-        return GlobalMetrics(self.tasks, _carried(total).cpu().numpy())
+        return GlobalMetrics(self.tasks, _carried(total).numpy())
 
     def load(self, state: dict[str, Any], rank: int) -> None:
         """GlobalMetrics.state() of any world size: rank 0 goes on from it, the others from zero. A task that is not
