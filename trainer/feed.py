@@ -1,12 +1,18 @@
-"""From host batches to RequestBatches, one step ahead of their training: what ranks must agree on is agreed here."""
+"""From host batches to RequestBatches, one step ahead of their training: what ranks must agree on is agreed here.
+
+The agreement about a batch is sent off one call before the batch is wanted, and travels while a step is trained: nobody
+waits for the slowest rank here (docs/benchmarks/scaling.md).
+"""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
@@ -31,7 +37,7 @@ class Feed(Iterator[RequestBatch]):
     bad_share: fails the run where too many rows are bad, on all ranks. health: of the tables, told what ids were mapped
     to in training. clock: of the step that it is read in.
     wait_seconds: time spent waiting for the reader since it was last reset. read_retries: of this rank's batches.
-    stopping, saving: what was agreed.
+    stopping, saving: what was agreed, one call after it was wished for; `saved` ends the latter.
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class Feed(Iterator[RequestBatch]):
         self.stopping = False
         self.saving = False
         self._ahead: deque[RequestBatch] = deque()
+        self._asked: _Asked | None = None  # about the next batch
         self._is_over = False
         if train:
             mapper.mark(step)
@@ -95,22 +102,21 @@ class Feed(Iterator[RequestBatch]):
         if self._batches is not None:
             self._batches.close()
 
+    def saved(self) -> None:
+        """Every rank has saved: wishes that were on their way are fulfilled."""
+        self.saving = False
+        if self._asked is not None:
+            self._asked.save_is_done = True
+
     def _read(self) -> Batch | None:
         """The next batch, with ranks in agreement about it; an error of one rank's reader is an error on all, not a
         hang."""
-        started = time.perf_counter()
-        error: Exception | None = None
-        batch: Batch | None = None
-        try:
-            with self._clock.part("data_wait"):
-                batch = next(self._batches, None) if self._batches is not None else None
-        except Exception as caught:
-            error = caught
-        self.wait_seconds += time.perf_counter() - started
-        totals, data_through = self._agree(batch, error)
+        asked = self._asked or self._ask()
+        self._asked = None
+        totals, data_through = asked.answer()
         failed, ended, stopping, saving = totals[-4:]
-        if error is not None:
-            raise error
+        if asked.error is not None:
+            raise asked.error
         if failed:
             raise DataError("another rank's reader failed → its own line says why → mend that and resume")
         if ended:
@@ -118,10 +124,11 @@ class Feed(Iterator[RequestBatch]):
             if self._bad_share is not None:
                 self._bad_share.end()
             return None
+        batch = asked.batch
         assert batch is not None
         self.read_retries += batch.retries
         self.stopping |= stopping > 0
-        self.saving |= saving > 0
+        self.saving |= saving > 0 and not asked.save_is_done
         k = len(self._tasks)
         self._info = StepInfo(
             step=self._step + 1,
@@ -134,11 +141,28 @@ class Feed(Iterator[RequestBatch]):
         )
         if self._bad_share is not None:
             self._bad_share.add(self._info.rows, self._info.quarantined, batch.position.name)
+        self._asked = self._ask()
         return batch
 
-    def _agree(self, batch: Batch | None, error: Exception | None) -> tuple[list[float], int]:
-        """[Σ w per task, labelled positions per task, rows, quarantined, failed, ended, stop, save], summed over ranks;
-        newest event time."""
+    def _ask(self) -> _Asked:
+        """Reads one batch further, and sends off what ranks are to agree on about it."""
+        started = time.perf_counter()
+        error: Exception | None = None
+        batch: Batch | None = None
+        try:
+            with self._clock.part("data_wait"):
+                batch = next(self._batches, None) if self._batches is not None else None
+        except Exception as caught:
+            error = caught
+        self.wait_seconds += time.perf_counter() - started
+        asked = _Asked(batch, error, *self._own(batch, error))
+        if self._runtime.world_size > 1:
+            asked.send(self._runtime.world_size, self._runtime.control)
+        return asked
+
+    def _own(self, batch: Batch | None, error: Exception | None) -> tuple[npt.NDArray[np.float64], int]:
+        """This rank's [Σ w per task, labelled positions per task, rows, quarantined, failed, ended, stop, save]; newest
+        event time."""
         sums = np.zeros(2 * len(self._tasks) + 6)
         newest = np.iinfo(np.int64).min
         if batch is not None:
@@ -150,14 +174,37 @@ class Feed(Iterator[RequestBatch]):
                 sums[-6:-4] = batch.rows, np.count_nonzero(batch.status == QUARANTINED)
             newest = newest_time(batch)
         sums[-4:] = error is not None, batch is None and error is None, *self._wants()
-        if self._runtime.world_size > 1:
-            shared = torch.from_numpy(np.append(sums, newest / 1e6))
-            parts = [torch.empty_like(shared) for _ in range(self._runtime.world_size)]
-            dist.all_gather(parts, shared, group=self._runtime.control)
-            gathered = torch.stack(parts)
-            # Summed in rank order on every rank: all_reduce would leave the order to the backend.
-            sums, newest = gathered[:, :-1].sum(0).numpy(), round(float(gathered[:, -1].max()) * 1e6)
-        return sums.tolist(), int(newest)
+        return sums, int(newest)
+
+
+@dataclass
+class _Asked:
+    """What ranks are agreeing on about a batch, which is read already. sums, newest: this rank's part.
+    save_is_done: the checkpoint that some rank may have wished for is written."""
+
+    batch: Batch | None
+    error: Exception | None
+    sums: npt.NDArray[np.float64]
+    newest: int
+    save_is_done: bool = False
+    _parts: list[torch.Tensor] = field(default_factory=list)
+    _work: dist.Work | None = None
+
+    def send(self, world_size: int, group: dist.ProcessGroup) -> None:
+        """To all ranks. Collective."""
+        shared = torch.from_numpy(np.append(self.sums, self.newest / 1e6))
+        self._parts = [torch.empty_like(shared) for _ in range(world_size)]
+        self._work = dist.all_gather(self._parts, shared, group=group, async_op=True)
+
+    def answer(self) -> tuple[list[float], int]:
+        """([Σ w per task, labelled positions per task, rows, quarantined, failed, ended, stop, save], summed over
+        ranks; newest event time)."""
+        if self._work is None:
+            return self.sums.tolist(), self.newest
+        self._work.wait()
+        gathered = torch.stack(self._parts)
+        # Summed in rank order on every rank: all_reduce would leave the order to the backend.
+        return gathered[:, :-1].sum(0).tolist(), round(float(gathered[:, -1].max()) * 1e6)
 
 
 def newest_time(batch: Batch) -> int:

@@ -174,7 +174,7 @@ class Trainer:
     def save(self, scores: Mapping[str, float] | None = None) -> None:
         """Weights, optimizers, id maps, metrics and position, in one commit, which may come while training goes on;
         nothing where this step is saved already."""
-        self._feed.saving = False
+        self._feed.saved()
         self._beats.beat(self.state.step, "saving")
         if self._recorder is not None:
             self._recorder.flush()  # what a checkpoint holds is on record before it is complete
