@@ -107,7 +107,7 @@ def assemble(config: Config, runtime: Runtime) -> Assembly:
         data_parallel_wrapper=sync,
     )
     initialise(model, specs, config.train.seed)
-    gate.dense_parameters = list(sync.parameters.values())
+    gate.dense_gradients = sync.flat_gradients
     touched = watch_rows(model, specs)
     return Assembly(
         model=model,

@@ -8,11 +8,11 @@ Ranks agree on one flag; on a bad step the tables receive zeros and the dense op
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.nn.utils import get_total_norm
 
 from trainer.step_split import StepClock
@@ -29,7 +29,7 @@ class GradientGate:
         self._group = group
         self._clock = clock or StepClock(on=False)
         self._loss: torch.Tensor | None = None
-        self.dense_parameters: list[nn.Parameter] = []
+        self.dense_gradients: Callable[[], list[torch.Tensor]] = list  # of the backward under way
         self.ok = True
         self.labelled = True
         self.bad_steps = 0
@@ -47,8 +47,8 @@ class GradientGate:
 
     def agree(self, gradients: list[torch.Tensor]) -> bool:
         """Collective: True iff loss and all gradients are finite on every rank."""
-        dense = [p.grad for p in self.dense_parameters if p.grad is not None]
-        found = [g for g in gradients + dense if g.numel()]  # a rank may have looked up no row of a table
+        # A rank may have looked up no row of a table.
+        found = [g for g in gradients + self.dense_gradients() if g.numel()]
         # The largest magnitude of a tensor with a NaN or an inf is not finite.
         flags = [torch.isfinite(get_total_norm(found, norm_type=float("inf")))] if found else []
         if self._loss is not None:

@@ -17,6 +17,9 @@ KEYS = {
         "over_plain_pytorch_from_parquet",
         "over_plain_pytorch_2_ranks",
         "over_plain_pytorch_2_ranks_from_parquet",
+        "over_handwritten_torchrec",
+        "over_handwritten_torchrec_long",
+        "over_handwritten_torchrec_fp32",
     },
     "plan": {"serial_over_parallel", "sixteen_threads_over_parallel", "plan_seconds", "peak_mb"},
     "recording": {"over_unrecorded"},
@@ -66,6 +69,12 @@ KEYS = {
     "step_split": {"split_cost_share"},
     "id_maps": {"managed_over_vocabulary", "vocabulary_over_dict", "managed_seconds_per_million"},
     "many_fields": {"per_field_share", "per_field_share_stock"},
+    "scaling": {
+        "efficiency_of_limit",
+        "efficiency_of_limit_weak",
+        "speed_up_2_ranks",
+        "speed_up_2_ranks_weak",
+    },
 }
 
 
@@ -85,6 +94,7 @@ KEYS = {
         pytest.param("step_split", marks=pytest.mark.slow),
         pytest.param("id_maps", marks=pytest.mark.slow),
         pytest.param("many_fields", marks=pytest.mark.slow),
+        pytest.param("scaling", marks=pytest.mark.slow),
     ],
 )
 def test_a_benchmark_closes_with_its_ratios_and_the_machine(name: str) -> None:

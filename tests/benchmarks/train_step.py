@@ -24,7 +24,6 @@ import click
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from embeddings.idmap import IdMapper
 from pipelines.batch import Batch
@@ -40,6 +39,7 @@ from trainer import machine
 from trainer.assembly import assemble
 from trainer.config import Config
 from trainer.feed import Feed, open_feed
+from trainer.pipeline import SplitPipeline
 from trainer.runtime import Runtime, start
 from trainer.step_split import StepClock
 from trainer.table_health import TableHealth
@@ -89,14 +89,15 @@ class Ours:
         self._assembly = assemble(config, runtime)
         self._config, self._runtime = config, runtime
         self._assembly.model.train()
-        self.pipeline = TrainPipelineSparseDist(self._assembly.model, self._assembly.optimizer, runtime.device)
+        self.pipeline = SplitPipeline(self._assembly, runtime.device)
 
     def feed(self, pass_: Pass, ready: list[Batch]) -> Feed:
         """From memory, or from Parquet where nothing is ready."""
-        mapper = self._assembly.mapper
+        mapper, clock = self._assembly.mapper, self._assembly.clock
         if not ready:
-            return open_feed(pass_, None, ThreadExecutor(self._config.data.windows_ahead), mapper, self._runtime)
-        return memory_feed(ready, mapper, self._config, self._runtime)
+            executor = ThreadExecutor(self._config.data.windows_ahead)
+            return open_feed(pass_, None, executor, mapper, self._runtime, clock=clock)
+        return memory_feed(ready, mapper, self._config, self._runtime, clock=clock)
 
     def sharding(self) -> str:
         """How many tables the plan has put where, in words."""

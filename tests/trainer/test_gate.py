@@ -60,7 +60,7 @@ def test_a_dense_gradient_that_overflows_is_seen_before_the_tables_are_updated()
     gate = GradientGate(None)
     weight = torch.nn.Parameter(torch.ones(2))
     weight.register_hook(lambda g: g * float("nan"))
-    gate.dense_parameters = [weight]
+    gate.dense_gradients = lambda: [weight.grad] if weight.grad is not None else []
     row = torch.ones(1, 2, requires_grad=True)
     loss = (gate.through({"a": row})["a"] * weight).sum()
     gate.watch_loss(loss)
