@@ -139,6 +139,8 @@ class Launch(Frozen):
     backend: "auto": torchrun's environment if there is one, else Ray when workers > 1, else this process.
     workers: 0 = one per GPU, or on CPU two where there are two cores.
     threads: of a worker; 0 = the cores shared out evenly.
+    pin_cores: each worker trains on cores of its own, an equal share of those that its process may use. For hosts that
+               the run has to itself: two runs would take the same ones.
     ray_address: "" = an embedded Ray.
     timeout_seconds: of every collective: a lost rank is an error after that long, never a hang.
     watchdog_seconds: a rank that has not moved for so long is named by the others, with what it was doing; 0 = off.
@@ -147,6 +149,7 @@ class Launch(Frozen):
     backend: Literal["auto", "inline", "torchrun", "ray"] = "auto"
     workers: int = Field(default=0, ge=0)
     threads: int = Field(default=0, ge=0)
+    pin_cores: bool = False
     ray_address: str = ""
     timeout_seconds: float = Field(default=300.0, gt=0)
     watchdog_seconds: float = Field(default=60.0, ge=0)

@@ -6,6 +6,8 @@ import ctypes
 import os
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,39 @@ CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
 CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 
 
+_before_pinning: set[int] | None = None  # cores that this process might use
+
+
 def cores() -> int:
-    """CPU cores this process may use: its affinity, and the container's quota where there is one."""
-    allowed = len(os.sched_getaffinity(0))
+    """CPU cores this process may use: its affinity, and the container's quota where there is one. `pinned` changes
+    nothing about it."""
+    allowed = len(_before_pinning or os.sched_getaffinity(0))
     try:
         quota, period = CGROUP_CPU.read_text().split()
         return max(1, min(allowed, int(quota) // int(period)))
     except (OSError, ValueError):  # no cgroup v2, or "max"
         return allowed
+
+
+@contextmanager
+def pinned(place: int, places: int) -> Iterator[tuple[int, ...]]:
+    """The calling thread, and those that it starts from now on, on cores of its own: share `place` of the `places` that
+    the process's cores are cut into. Yields them; none, and nothing is done, where there are fewer cores than places.
+    """
+    global _before_pinning  # noqa: PLW0603 - of the process, like the affinity itself
+    allowed = os.sched_getaffinity(0)
+    size = len(allowed) // places
+    own = tuple(sorted(allowed)[place * size : (place + 1) * size])
+    if not own:
+        yield own
+        return
+    _before_pinning = allowed
+    os.sched_setaffinity(0, own)
+    try:
+        yield own
+    finally:
+        os.sched_setaffinity(0, allowed)
+        _before_pinning = None
 
 
 def memory_bytes() -> int:

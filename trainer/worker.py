@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.folder import spoken
 from trainer.checkpoint.state import read_state
 from trainer.config import Config, dump_config
+from trainer.config_sections import Launch
 from trainer.consumed import open_recorder
 from trainer.evaluation import Evaluator
 from trainer.feed import open_feed
@@ -55,10 +57,28 @@ def run_worker(job: Job) -> dict[str, Any] | None:
         if runtime.is_first:
             for reason in runtime.reasons:
                 log.info("%s", reason)
-        with watching(runtime, job.config.launch.watchdog_seconds):
+        with watching(runtime, job.config.launch.watchdog_seconds), _placed(job.config.launch, runtime):
             job = replace(job, config=_agreed(job.config, runtime))
             result = dry_run(job, runtime) if job.dry_run else train_run(job, runtime)
         return result if runtime.is_first else None
+
+
+@contextmanager
+def _placed(launch: Launch, runtime: Runtime) -> Iterator[None]:
+    """On this worker's own cores, if that is wanted."""
+    if not launch.pin_cores:
+        yield
+        return
+    with machine.pinned(int(os.environ.get("LOCAL_RANK", "0")), runtime.local_world_size) as own:
+        if own:
+            log.info("rank %d trains on cores %s (launch.pin_cores)", runtime.rank, ", ".join(map(str, own)))
+        else:
+            log.warning(
+                "launch.pin_cores: %d cores for %d workers → each needs one of its own → workers are not pinned",
+                machine.cores(),
+                runtime.local_world_size,
+            )
+        yield
 
 
 def _agreed(config: Config, runtime: Runtime) -> Config:
