@@ -5,7 +5,8 @@
 The machine sets a limit of its own: two busy cores share caches, memory and a clock. So beside one rank and two ranks
 run two independent one-rank trainers, side by side, each on its half of the same rows: the limit. Strong: the global
 batch stays, each of two ranks has half of it. Weak: each rank has as much as one had. Every process has one thread;
-tables are sharded by the plan that the trainer makes; contestants take turns.
+tables are sharded by the plan that the trainer makes; contestants take turns. Two ranks run once more with
+`launch.pin_cores`, the limit never does.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,11 +32,13 @@ from tests.benchmarks import harness
 from tests.benchmarks.train_rows import Shape, run_config, write_rows
 from tests.benchmarks.train_step import Ours, ready_batches
 from tests.distributed.ranks import run_ranks
+from trainer import machine
 from trainer.feed import Feed
 from trainer.runtime import Runtime, start
 
 ONE, TWO, LIMIT = "1 rank", "2 ranks", "2 independent trainers"
 WEAK = ", weak"
+PINNED = ", pinned cores"
 Figures = dict[
     str, list[tuple[float, float]]
 ]  # {contestant: (examples/s, CPU seconds a step) of this process, by round}
@@ -127,12 +131,15 @@ def measure(rank: int, world_size: int, path: Path, plan: Plan, shape: Shape, me
             contestant = contestants.get(name)
             if contestant is None:
                 return 0.0, 0.0
-            began, began_cpu = time.perf_counter(), time.process_time()
-            contestant.steps(count)
-            seconds = time.perf_counter() - began
+            with machine.pinned(rank, 2) if name.endswith(PINNED) else nullcontext():
+                began, began_cpu = time.perf_counter(), time.process_time()
+                contestant.steps(count)
+                seconds = time.perf_counter() - began
             return count * contestant.examples / seconds, (time.process_time() - began_cpu) / count
 
-        names = [TWO, LIMIT, ONE, TWO + WEAK, LIMIT + WEAK]
+        if world_size == 2:
+            contestants[TWO + PINNED] = contestants[TWO]
+        names = [TWO, LIMIT, TWO + PINNED, ONE, TWO + WEAK, LIMIT + WEAK]
         for name in names:
             timed(name, plan.warm_steps)
         turns: dict[str, Callable[[], tuple[float, float]]] = {name: partial(timed, name, plan.steps) for name in names}
@@ -170,6 +177,7 @@ def report(title: str, ranks: list[Figures]) -> dict[str, float]:
     harness.table([title, "examples/s", "÷ 1 rank", "÷ limit", "CPU ms a step, all processes"], rows)
     return {
         "efficiency_of_limit": harness.ratio(speed[TWO], speed[LIMIT]),
+        "efficiency_of_limit_pinned": harness.ratio(speed[TWO + PINNED], speed[LIMIT]),
         "efficiency_of_limit_weak": harness.ratio(speed[TWO + WEAK], speed[LIMIT + WEAK]),
         "speed_up_2_ranks": harness.ratio(speed[TWO], speed[ONE]),
         "speed_up_2_ranks_weak": harness.ratio(speed[TWO + WEAK], speed[ONE]),

@@ -71,6 +71,7 @@ KEYS = {
     "many_fields": {"per_field_share", "per_field_share_stock"},
     "scaling": {
         "efficiency_of_limit",
+        "efficiency_of_limit_pinned",
         "efficiency_of_limit_weak",
         "speed_up_2_ranks",
         "speed_up_2_ranks_weak",
