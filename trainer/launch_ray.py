@@ -21,7 +21,7 @@ from trainer import logs, machine
 from trainer.errors import ConfigError
 from trainer.job import Job
 from trainer.launch import thread_environment
-from trainer.ray_errors import original_error
+from trainer.ray_errors import lost_workers, original_error
 from trainer.stop import Interrupts, LocalStop
 
 if TYPE_CHECKING:
@@ -106,6 +106,9 @@ class _Driver:
         watcher.start()
         try:
             self._fit(link)
+        except BaseException as error:
+            gone = lost_workers(error, ray.get(link.reports.remote()))
+            raise gone or error from error
         finally:
             over.set()
             watcher.join()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from embeddings.errors import PlanError
 from pipelines.errors import DataError, SchemaError
-from trainer.errors import UserError
+from trainer.errors import LostRankError, UserError
+from trainer.stalls import Report
 
 OURS = (UserError, SchemaError, DataError, PlanError)
 
@@ -27,3 +30,41 @@ def original_error(error: BaseException) -> BaseException:
         inside = [*failures.values(), getattr(each, "controller_failure", None), getattr(each, "cause", None)]
         waiting += [e for e in [*inside, each.__cause__, each.__context__] if isinstance(e, BaseException)]
     return error
+
+
+def lost_workers(error: BaseException, reports: Mapping[int, Report]) -> LostRankError | None:
+    """The one line for a training that ended because worker processes are gone, and no rank had an error of its own.
+
+    reports: where each rank last was.
+    """
+    from ray.exceptions import RayActorError  # noqa: PLC0415 - Ray is there, or nobody would ask
+
+    failures = getattr(error, "worker_failures", None) or {}
+    if isinstance(original_error(error), OURS):
+        return None
+    gone = [rank for rank, failure in sorted(failures.items()) if _has(failure, RayActorError)]
+    if not gone:
+        return None
+    told = (f"{_where(rank, reports)} is gone: its process ended without a word" for rank in gone)
+    return LostRankError("; ".join(told))
+
+
+def _where(rank: int, reports: Mapping[int, Report]) -> str:
+    report = reports.get(rank)
+    return f"{report.name}, last seen at step {report.step} ({report.phase})," if report else f"rank {rank}"
+
+
+def _has(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether it, or what it wraps, is of a kind."""
+    seen: set[int] = set()
+    waiting: list[object] = [error]
+    while waiting:
+        each = waiting.pop()
+        if not isinstance(each, BaseException) or id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, kind):
+            return True
+        inside = (getattr(each, name, None) for name in ("cause", "health_check_failure", "__cause__", "__context__"))
+        waiting += inside
+    return False

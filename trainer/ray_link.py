@@ -7,10 +7,13 @@ reads an attribute.
 from __future__ import annotations
 
 import io
+import sys
 import threading
 from typing import Any, Self
 
 import ray
+
+from trainer.stalls import Report
 
 POLL_SECONDS = 0.2
 
@@ -22,15 +25,22 @@ class Link:
         self._stop = False
         self._lines: list[str] = []
         self._result: dict[str, Any] | None = None
+        self._reports: dict[int, Report] = {}
 
     def request_stop(self) -> None:
         """From the command: somebody pressed Ctrl-C."""
         self._stop = True
 
-    def exchange(self, lines: list[str]) -> bool:
-        """From a worker: what it printed since; answers whether to stop."""
+    def exchange(self, lines: list[str], report: Report | None = None) -> bool:
+        """From a worker: what it printed since, and where it is; answers whether to stop."""
         self._lines += lines
+        if report is not None:
+            self._reports[report.rank] = report
         return self._stop
+
+    def reports(self) -> dict[int, Report]:
+        """To the command: where each rank last was."""
+        return self._reports
 
     def take_lines(self) -> list[str]:
         """To the command: each line once."""
@@ -84,6 +94,11 @@ class WorkerEnd(io.TextIOBase):
             self.write("\n")
         self._exchange()  # after the thread: the last lines must not overtake earlier ones
 
+    @staticmethod
+    def _report() -> Report | None:
+        watchdog = sys.modules.get("trainer.watchdog")  # it imports torch, which this module leaves to the entry
+        return watchdog.current_report() if watchdog is not None else None
+
     def _talk(self) -> None:
         while not self._closing.wait(POLL_SECONDS):
             self._exchange()
@@ -92,6 +107,6 @@ class WorkerEnd(io.TextIOBase):
         with self._lock:
             lines, self._lines = self._lines, []
         try:
-            self._stop = ray.get(self._link.exchange.remote(lines))
+            self._stop = ray.get(self._link.exchange.remote(lines, self._report()))
         except ray.exceptions.RayActorError:  # the command is gone: so should the run be, but with its checkpoint
             self._stop = True

@@ -57,6 +57,8 @@ class Watchdog:
         self._heard: dict[int, tuple[Report, float]] = {}  # of the other ranks: the newest report, when it came
         self._answered = time.monotonic()  # when the store last did
         self._named: dict[int, float] = {}  # ranks that were named, since when they stand still
+        self._looked = time.monotonic()
+        self._suspects: set[tuple[int, int]] = set()  # (rank, step) of the look before
         self._over = threading.Event()
         names = ("watchdog-talk", self._talk), ("watchdog", self._watch)
         self._threads = [threading.Thread(target=run, name=name, daemon=True) for name, run in names]
@@ -152,6 +154,12 @@ class Watchdog:
                 log.warning("the watchdog failed, and goes on", exc_info=True)
 
     def _look(self) -> None:
+        now, before = time.monotonic(), self._looked
+        self._looked = now
+        if now - before > MISSED * self.cadence:  # this process itself stood still: what it heard is old
+            self._heard = {rank: (report, now) for rank, (report, _) in self._heard.items()}
+            self._answered, self._suspects = now, set()
+            return
         ranks = self.ranks()
         culprits = judge(ranks, self._seconds)
         mine = next((c for c in culprits if c.report.rank == self._rank), None)
@@ -159,8 +167,11 @@ class Watchdog:
         speakers = [rank for rank, seen in ranks.items() if rank not in names and not seen.is_over]
         if mine is not None or self._rank == min(speakers, default=self._rank):
             for culprit in culprits:
-                if culprit.report.rank not in self._named:
+                # Reports are not of one moment: what is seen twice is so.
+                is_sure = (culprit.report.rank, culprit.report.step) in self._suspects
+                if is_sure and culprit.report.rank not in self._named:
                     self._name(culprit, ranks)
+        self._suspects = {(culprit.report.rank, culprit.report.step) for culprit in culprits}
         for rank in [rank for rank in self._named if rank not in names]:
             since = self._named.pop(rank)
             if rank in ranks and not ranks[rank].is_over:

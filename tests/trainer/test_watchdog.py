@@ -1,0 +1,163 @@
+"""Real ranks of which one stands still, is stopped, or is killed: the others say which, where and since when."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.distributed.ranks import run_ranks
+from trainer import watchdog
+from trainer.beats import Beats
+from trainer.errors import LostRankError
+
+SECONDS = 1.2  # of the watchdog: it speaks every .3 s
+SLEEP = 3.0
+
+
+@dataclass
+class Said(logging.Handler):
+    """What the watchdog said on this rank."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        logging.getLogger("trainer.watchdog").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    __hash__ = object.__hash__
+
+
+class _Runtime:
+    """As much of a Runtime as is watched."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size, self.beats = rank, world_size, Beats()
+
+
+def _stuck(rank: int) -> None:
+    time.sleep(SLEEP)
+
+
+def _frozen(rank: int) -> None:
+    """Stopped by SIGSTOP, as by a debugger or a host that swaps; woken by a process of its own."""
+    subprocess.Popen(["/bin/sh", "-c", f"sleep {SLEEP}; kill -CONT {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.1)
+
+
+def stalled(rank: int, world_size: int) -> dict[str, tuple[int, list[str]]]:
+    """Rank 1 stands still, in two ways, while the other is inside an exchange; {way: (pid, what was said)}."""
+    found = {}
+    for how in (_stuck, _frozen):
+        runtime, said = _Runtime(rank, world_size), Said()
+        with watchdog.watching(runtime, SECONDS):  # type: ignore[arg-type]
+            for step in (1, 2, 3):
+                runtime.beats.beat(step)
+                time.sleep(0.4)
+                if step == 2 and rank == 1:
+                    how(rank)
+                dist.all_reduce(torch.ones(1))
+            runtime.beats.beat(4, "saving")
+            time.sleep(2 * SECONDS)  # may last: nobody is named for it
+            dist.all_reduce(torch.ones(1))
+        logging.getLogger("trainer.watchdog").removeHandler(said)
+        found[how.__name__] = (os.getpid(), said.lines)
+        dist.barrier()
+    return found
+
+
+@pytest.mark.timeout(90)
+def test_the_rank_that_stands_still_is_named_once_with_its_stack_and_again_when_it_moves() -> None:
+    others, own = run_ranks(stalled, 2, timeout=80)
+    for how in ("_stuck", "_frozen"):
+        pid, lines = own[how][0], others[how][1]
+        named = [line for line in lines if f"rank 1 (host {os.uname().nodename}, pid {pid})" in line]
+        assert len(named) == 1, lines
+        assert "at step 2 (step)" in named[0]
+        assert "waiting for it: 0" in named[0]
+        assert len([line for line in lines if "rank 1 is moving again" in line]) == 1, lines
+        assert not [line for line in lines if line.startswith("rank 0 (")], lines
+    assert "has not moved" in others["_stuck"][1][0]
+    assert "_stuck: time.sleep(SLEEP)" in others["_stuck"][1][0]  # the stack crossed the store
+    assert "_stuck: time.sleep(SLEEP)" in own["_stuck"][1][0]  # and is in its own log
+    assert "has said nothing" in others["_frozen"][1][0]
+
+
+def lonely(rank: int, world_size: int) -> str:
+    """Rank 2 is killed; what the others raise."""
+    runtime = _Runtime(rank, world_size)
+    try:
+        with watchdog.watching(runtime, 4.0):  # type: ignore[arg-type]
+            for step in range(1, 100):
+                runtime.beats.beat(step)
+                dist.all_reduce(torch.ones(1))
+                time.sleep(0.3)
+                if rank == 2 and step == 4:
+                    raise MemoryError("no more of it")
+    except LostRankError as error:
+        return str(error)
+    except MemoryError:
+        time.sleep(0.5)
+        dist.destroy_process_group()
+        return ""
+    return "nothing"
+
+
+@pytest.mark.timeout(90)
+def test_an_error_of_a_rank_is_what_the_others_end_with() -> None:
+    said = run_ranks(lonely, 3, timeout=80)
+    assert said[2] == ""
+    for rank in (0, 1):
+        assert "rank 2 (host " in said[rank]
+        assert "ended with MemoryError: no more of it" in said[rank]
+        assert f"rank {rank}'s exchange at step 5" in said[rank]
+
+
+def test_alone_its_own_stack_is_said() -> None:
+    said, beats, ready = Said(), Beats(), threading.Event()
+    watch = watchdog.Watchdog(beats, 0, 1, 0.4)
+    beats.beat(5)
+    watch.start()
+    ready.wait(1.5)
+    watch.close()
+    logging.getLogger("trainer.watchdog").removeHandler(said)
+    assert "has not moved" in said.lines[0]
+    assert "ready.wait(1.5)" in said.lines[0]
+
+
+def test_a_beat_costs_less_than_a_microsecond() -> None:
+    beats, beat = Beats(), Beats.beat
+    seconds = []
+    for _ in range(5):
+        started = time.thread_time()
+        for step in range(20_000):
+            beat(beats, step)
+        seconds.append((time.thread_time() - started) / 20_000)
+    assert min(seconds) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("error", "broken"),
+    [
+        (RuntimeError("[a/gloo/tcp/pair.cc:5] Connection closed by peer [::1]:3"), True),
+        (RuntimeError("Timed out waiting 8000ms for recv operation to complete"), True),
+        (dist.DistStoreError("wait timeout"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("gloo"), False),
+    ],
+)
+def test_what_a_lost_peer_looks_like(error: Any, broken: bool) -> None:
+    assert watchdog.is_broken_exchange(error) == broken
