@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 
 class Frozen(BaseModel):
@@ -25,10 +25,50 @@ class Tokens(Frozen):
     max_field_tokens: int = Field(default=32, gt=0)
 
 
+class DCNv2(Frozen):
+    """`[model.dcnv2]`: of kind "dcnv2" (arXiv 2008.13535).
+
+    cross_layers: how many crosses.
+    rank:         of each cross matrix, as a product of two; 0 = a full matrix.
+    hidden:       widths of the deep network beside them, bottom up.
+    """
+
+    cross_layers: int = Field(default=3, gt=0)
+    rank: int = Field(default=0, ge=0)
+    hidden: tuple[PositiveInt, ...] = (256, 128)
+
+
+class DIN(Frozen):
+    """`[model.din]`: of kind "din" (arXiv 1706.06978).
+
+    attention_hidden: hidden widths of the network that weighs an event for a target; one at least.
+    hidden:           of the network on top.
+    pairs_at_once:    of (event, target) to a block of the attention: what bounds its memory.
+    """
+
+    attention_hidden: tuple[PositiveInt, ...] = Field(default=(80, 40), min_length=1)
+    hidden: tuple[PositiveInt, ...] = (200, 80)
+    pairs_at_once: int = Field(default=32_768, gt=0)
+
+
+class HSTU(Frozen):
+    """`[model.hstu]`: of kind "hstu" (arXiv 2402.17152).
+
+    positions:    relative positions with a learned bias of their own; all that are farther share the last one.
+    time_buckets: of the logarithm of the time between two tokens, e^0.301 wide each; the longest share the last one.
+    divisor:      what attention is divided by; 0 = the most tokens that a row's fields and histories make.
+    """
+
+    positions: int = Field(default=512, gt=0)
+    time_buckets: int = Field(default=64, gt=0)
+    divisor: int = Field(default=0, ge=0)
+
+
 class Model(Frozen):
     """`[model]`. Defaults are the paper's (arXiv 2604.13737) where it states them; [open] points are switches.
 
-    kind:           "tokenformer", or the plain causal "transformer" from the same parts, the baseline.
+    kind:           "tokenformer"; the plain causal "transformer" from the same parts, the baseline; or one of its
+                    rivals (docs/rankers.md), which say there which of these keys they read.
     dim:            width of a token. num_layers, num_heads: of the tower; dim / num_heads is even, as RoPE needs.
     full_layers:    layers with full causal attention, from the bottom; the rest slide.
     windows:        of the sliding layers, in order; the last one repeats.
@@ -44,7 +84,7 @@ class Model(Frozen):
     time_gaps:      adds log time gaps (to the previous event, to the request) to the event tokens.
     """
 
-    kind: Literal["tokenformer", "transformer"] = "tokenformer"
+    kind: Literal["tokenformer", "transformer", "dcnv2", "din", "hstu"] = "tokenformer"
     dim: int = Field(default=64, gt=0)
     num_layers: int = Field(default=4, gt=0)
     num_heads: int = Field(default=4, gt=0)
@@ -62,12 +102,16 @@ class Model(Frozen):
     action_tokens: Literal["auto", "separate", "merged"] = "auto"
     time_gaps: bool = True
     tokens: Tokens = Tokens()
+    dcnv2: DCNv2 = DCNv2()
+    din: DIN = DIN()
+    hstu: HSTU = HSTU()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         """All problems at once, one line each."""
         problems = []
-        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
+        headless = self.kind in ("dcnv2", "din")
+        if not headless and (self.dim % self.num_heads or (self.dim // self.num_heads) % 2):
             problems.append(
                 f"dim {self.dim} with num_heads {self.num_heads} → RoPE needs dim / num_heads to be an even number "
                 f"→ set dim to a multiple of {2 * self.num_heads}"

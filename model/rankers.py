@@ -1,20 +1,14 @@
-"""The rankers by name."""
+"""The rankers by name: kind NAME is `build_NAME` of model/NAME.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
 from torch import nn
 
 from model.config import Model
 from model.inputs import InputSpec
-from model.tokenformer import build_tokenformer
-from model.transformer import build_transformer
-
-_BUILDERS: dict[str, Callable[[InputSpec, Model], nn.Module]] = {
-    "tokenformer": build_tokenformer,
-    "transformer": build_transformer,
-}
 
 
 def check_ranker(spec: InputSpec, config: Model) -> list[str]:
@@ -71,4 +65,8 @@ def build_ranker(spec: InputSpec, config: Model) -> nn.Module:
     problems = check_ranker(spec, config)
     if problems:
         raise ValueError("\n".join(problems))
-    return _BUILDERS[config.kind](spec, config)
+    # One of the names that Model.kind allows, so that only files beside this one are imported.
+    build: Callable[[InputSpec, Model], nn.Module] = getattr(
+        import_module(f"model.{config.kind}"), f"build_{config.kind}"
+    )
+    return build(spec, config)

@@ -52,7 +52,7 @@ class StreamTower(nn.Module):
         """Logits [S, K], float32 (float64 for a float64 module), in the order of the candidates or of the supervised
         history's events."""
         with torch.no_grad():
-            timeline, stream = self._places(batch)
+            timeline, stream = place_tokens(self.spec, self.config, self.tokens, batch)
             taken_A, layouts = make_layouts(stream, self.config.layer_windows)
         x_AD = self.tokens(batch, timeline).index_select(0, chosen(stream.source_N, taken_A))
         rotation_A = chosen(self._rotation(stream, x_AD.dtype), taken_A)
@@ -61,34 +61,36 @@ class StreamTower(nn.Module):
             x_AD = block(x_AD, layout, rotation_A, rotation_Q)
             rotation_A = rotation_Q
         logits_AK = self.head(self.final_norm(x_AD))
-        logits_SK: torch.Tensor = logits_AK.index_select(0, _places_among_supervised(stream))
+        logits_SK: torch.Tensor = logits_AK.index_select(0, places_among_supervised(stream))
         return logits_SK if logits_SK.dtype == torch.float64 else logits_SK.float()
-
-    def _places(self, batch: RankerInput) -> tuple[Timeline, Stream]:
-        events = self.tokens.events
-        histories = [batch.histories[history.name] for history in events.histories]
-        timeline = merge(histories, events.with_action_token, batch)
-        if self.spec.supervision == "candidates":
-            num_supervised = next(iter(batch.candidates.values())).shape[0]
-        else:
-            num_supervised = histories[0].time_E.shape[0]
-        stream = build_stream(
-            self.spec,
-            len(self.tokens.fields.groups),
-            timeline,
-            batch.candidate_lengths_R,
-            batch.clock_R,
-            num_supervised=num_supervised,
-            bidirectional_fields=self.config.field_attention == "bidirectional",
-            isolated_candidates=self.config.candidates_see == "history",
-        )
-        return timeline, stream
 
     def _rotation(self, stream: Stream, dtype: torch.dtype) -> torch.Tensor:
         return rotation(stream.position_N, self.config.dim // self.config.num_heads, self.config.rope_base, dtype)
 
 
-def _places_among_supervised(stream: Stream) -> torch.Tensor:
+def place_tokens(spec: InputSpec, config: Model, tokens: StreamTokens, batch: RankerInput) -> tuple[Timeline, Stream]:
+    """The batch's events in time, and its tokens' places in the packed stream."""
+    events = tokens.events
+    histories = [batch.histories[history.name] for history in events.histories]
+    timeline = merge(histories, events.with_action_token, batch)
+    if spec.supervision == "candidates":
+        num_supervised = next(iter(batch.candidates.values())).shape[0]
+    else:
+        num_supervised = histories[0].time_E.shape[0]
+    stream = build_stream(
+        spec,
+        len(tokens.fields.groups),
+        timeline,
+        batch.candidate_lengths_R,
+        batch.clock_R,
+        num_supervised=num_supervised,
+        bidirectional_fields=config.field_attention == "bidirectional",
+        isolated_candidates=config.candidates_see == "history",
+    )
+    return timeline, stream
+
+
+def places_among_supervised(stream: Stream) -> torch.Tensor:
     """[S] the top layer puts out the supervised tokens in packed order; this is where each stands among them."""
     place_N = torch.zeros_like(stream.order_N).index_fill_(0, stream.supervised_S, 1).cumsum(0) - 1
     return place_N.index_select(0, stream.supervised_S)

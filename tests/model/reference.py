@@ -19,8 +19,8 @@ Parameters = dict[str, torch.Tensor]
 
 @dataclass
 class Token:
-    """kind: "F", "sep", "s", "a" or "V". stream: place windows are counted in. rope: position. clock: of the event or
-    request."""
+    """kind: "F", "sep", "s", "a" or "V". stream: place windows are counted in. rope: position. clock, time: of the
+    event or request; fields and the first <sep> have no time."""
 
     kind: str
     vector: torch.Tensor
@@ -29,6 +29,7 @@ class Token:
     clock: int = 0
     action_clock: int = 0
     supervised: int = -1
+    time: int | None = None
 
 
 @dataclass
@@ -101,9 +102,16 @@ def _tokens(
     tokens: list[Token] = []
 
     def add(
-        kind: str, vector: torch.Tensor, rope: int, *, clock: int = 0, action_clock: int = 0, supervised: int = -1
+        kind: str,
+        vector: torch.Tensor,
+        rope: int,
+        *,
+        clock: int = 0,
+        action_clock: int = 0,
+        supervised: int = -1,
+        time: int | None = None,
     ) -> None:
-        tokens.append(Token(kind, vector, len(tokens), rope, clock, action_clock, supervised))
+        tokens.append(Token(kind, vector, len(tokens), rope, clock, action_clock, supervised, time))
 
     for number, group in enumerate(groups):
         add(
@@ -136,11 +144,11 @@ def _tokens(
         if action is not None and merged and event.action_clock < request_clock:
             vector = vector + action
         is_supervised = spec.supervision == "history" and history_spec.name == spec.supervised_history
-        add("s", vector, t, clock=event.clock, supervised=event.place if is_supervised else -1)
+        add("s", vector, t, clock=event.clock, supervised=event.place if is_supervised else -1, time=event.time)
         if action is not None and not merged:
-            add("a", action, t, clock=event.clock, action_clock=event.action_clock)
+            add("a", action, t, clock=event.clock, action_clock=event.action_clock, time=event.time)
     if spec.supervision == "candidates":
-        add("sep", parameters["tokens.sep"], len(events) + 1, clock=request_clock)
+        add("sep", parameters["tokens.sep"], len(events) + 1, clock=request_clock, time=request_time)
         after = len(tokens)
         start = int(batch.candidate_lengths_R[:row].sum())
         for place in range(start, start + int(batch.candidate_lengths_R[row])):
@@ -148,7 +156,7 @@ def _tokens(
             if config.time_gaps:
                 inputs += [_gap(request_time - events[-1].time if events else 0), _gap(0)]
             vector = _linear(parameters, "tokens.events.projection", torch.cat(inputs))
-            add("V", vector, len(events) + 1, clock=request_clock, supervised=place)
+            add("V", vector, len(events) + 1, clock=request_clock, supervised=place, time=request_time)
             if config.candidates_see == "history":
                 tokens[-1].stream = after
     return tokens
