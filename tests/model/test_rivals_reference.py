@@ -75,7 +75,7 @@ def test_forward_and_gradients_equal_the_reference(case: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SMALL)
-@pytest.mark.parametrize("seed", [*range(2), *(pytest.param(s, marks=pytest.mark.slow) for s in range(2, 25))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 25))])
 def test_random_shapes_equal_the_reference(kind: str, seed: int) -> None:
     draw = random.Random(f"{kind} {seed}")
     spec = make_spec(draw.choice(["candidates", "history"]), draw.randint(1, 3), static=draw.randint(0, 5))

@@ -1,6 +1,8 @@
-"""A row's cost is what torch counts when the tower runs it."""
+"""A row's cost is what torch counts when the ranker runs it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -23,10 +25,21 @@ def counted(spec: InputSpec, config: Model, length: int) -> float:
 
 
 @pytest.mark.parametrize("supervision", ["candidates", "history"])
-@pytest.mark.parametrize("layers", [{"full_layers": 2}, {"full_layers": 4}, {"full_layers": 0, "gate": False}])
-def test_cost_grows_as_the_towers_work(supervision: str, layers: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"full_layers": 2},
+        {"full_layers": 4},
+        {"full_layers": 0, "gate": False},
+        {"kind": "hstu"},
+        {"kind": "dcnv2", "dcnv2": {"hidden": (24,)}},
+        {"kind": "dcnv2", "dcnv2": {"rank": 4, "hidden": (24,)}},
+        {"kind": "din", "din": {"attention_hidden": (12, 8), "hidden": (24,)}},
+    ],
+)
+def test_cost_grows_as_the_rankers_work(supervision: str, changes: dict[str, Any]) -> None:
     spec = make_spec(supervision, max_length=2000)
-    config = make_config(dim=16, ffn_dim=32, windows=(8, 4), **layers)
+    config = make_config(dim=16, ffn_dim=32, windows=(8, 4), **changes)
     cost = row_cost(spec, config)
     for length in (50, 300):
         work = cost.fixed + cost.linear * length + cost.quadratic * length**2
