@@ -14,20 +14,28 @@ from trainer.config_sections import Init
 from trainer.init_account import FRESH, OFF, Account
 from trainer.model_description import Axes, ModelDescription
 
+Parts = tuple[tuple[str, int], ...]
+Pairs = tuple[tuple[int, int, int], ...]
 DENSE, MOMENTS, IN_FLIGHT = "dense/", "dense_optimizer/", "dense_in_flight/"
 
 
 @dataclass(frozen=True)
 class Stretches:
-    """What of a parameter is taken over. pairs: (first entry of `axis` as saved, as it is now, how many)."""
+    """What of a parameter is taken over. pairs: (first entry of `axis` as saved, as it is now, how many). across: the
+    same of a matrix's other axis, where that has stretches too."""
 
     axis: int
-    pairs: tuple[tuple[int, int, int], ...]
+    pairs: Pairs
+    across: Pairs | None = None
 
     def copy(self, saved: torch.Tensor, now: torch.Tensor) -> None:
         """Into `now`, which is otherwise left alone."""
         for before, after, count in self.pairs:
-            now.narrow(self.axis, after, count).copy_(saved.narrow(self.axis, before, count))
+            from_, to = saved.narrow(self.axis, before, count), now.narrow(self.axis, after, count)
+            if self.across is None:
+                to.copy_(from_)
+            for b, a, n in self.across or ():
+                to.narrow(1 - self.axis, a, n).copy_(from_.narrow(1 - self.axis, b, n))
 
 
 class TowerCarrier:
@@ -81,15 +89,18 @@ class TowerCarrier:
             return source, None, "new"
         if (axes is None) != (source not in before):
             return source, None, "the checkpoint does not say which fields it is of"
-        if axes is None or axes.axis < 0 or axes.parts == before[source].parts:
+        if axes is None or axes.axis < 0 or (axes.parts, axes.across) == (before[source].parts, before[source].across):
             same = list(record.size) == size
             return source, None, "" if same else f"it was {list(record.size)} and is {size}"
         old = before[source]
+        across = _common(old.across, axes.across) if old.across and axes.across else None
         rest = [list(s[: axes.axis]) + list(s[axes.axis + 1 :]) for s in (record.size, size)]
-        stretches = Stretches(axes.axis, _common(old, axes))
-        if rest[0] != rest[1] or not stretches.pairs:
+        stretches = Stretches(axes.axis, _common(old.parts, axes.parts), across)
+        alike = bool(across) if old.across or axes.across else rest[0] == rest[1]
+        if not alike or not stretches.pairs:
             return source, None, f"it was {list(record.size)} and is {size}"
-        self._account.note(f"tower {name}: {_words(old, axes)}")
+        changes = [_words(*of) for of in ((old.parts, axes.parts), (old.across, axes.across)) if of[0] != of[1]]
+        self._account.note(f"tower {name}: {'; '.join(dict.fromkeys(changes))}")
         return source, stretches, ""
 
     def _carry(self, source: str, name: str, stretches: Stretches | None, reason: str, part: str, wanted: bool) -> None:
@@ -120,12 +131,12 @@ def _numbered(axes: Axes, before: Mapping[str, Axes]) -> str:
     same = next((name for name, of in family.items() if of.parts == axes.parts), "")
     if same:
         return same
-    shared = {name: sum(count for _, _, count in _common(of, axes)) for name, of in family.items()}
+    shared = {name: sum(count for _, _, count in _common(of.parts, axes.parts)) for name, of in family.items()}
     best = max(shared, key=lambda name: shared[name], default="")
     return best if best and shared[best] else ""
 
 
-def _common(before: Axes, now: Axes) -> tuple[tuple[int, int, int], ...]:
+def _common(before: Parts, now: Parts) -> Pairs:
     """Stretches of what both are of, as far as the shorter goes."""
     starts = _starts(before)
     return tuple(
@@ -135,17 +146,17 @@ def _common(before: Axes, now: Axes) -> tuple[tuple[int, int, int], ...]:
     )
 
 
-def _starts(axes: Axes) -> dict[str, tuple[int, int]]:
+def _starts(parts: Parts) -> dict[str, tuple[int, int]]:
     """{part: (its first entry, how many)}."""
     found, start = {}, 0
-    for part, width in axes.parts:
+    for part, width in parts:
         found[part] = (start, width)
         start += width
     return found
 
 
-def _words(before: Axes, now: Axes) -> str:
-    old, new = dict(before.parts), dict(now.parts)
+def _words(before: Parts, now: Parts) -> str:
+    old, new = dict(before), dict(now)
     words = [f"{part} initialised" for part in new if part not in old]
     words += [f"{part} {old[part]} → {new[part]} wide" for part in new if part in old and old[part] != new[part]]
     words += [f"{part} dropped" for part in old if part not in new]

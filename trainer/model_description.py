@@ -42,6 +42,7 @@ class Axes(Frozen):
     parts: tuple[tuple[str, int], ...]
     axis: int
     family: str = ""
+    across: tuple[tuple[str, int], ...] = ()
 
 
 class ModelDescription(Frozen):
@@ -101,7 +102,7 @@ def _table(spec: TableSpec, schema: Schema) -> TableDescription:
 
 
 def _axes(found: ParameterAxes) -> Axes:
-    return Axes(parts=found.parts, axis=found.axis, family=found.family)
+    return Axes(parts=found.parts, axis=found.axis, family=found.family, across=found.across)
 
 
 def to_json(description: ModelDescription) -> Any:
