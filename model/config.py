@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Frozen(BaseModel):
@@ -26,33 +26,36 @@ class Tokens(Frozen):
 
 
 class DCNv2(Frozen):
-    """`[model.dcnv2]`: of kind "dcnv2" (arXiv 2008.13535).
+    """`[model.dcnv2]`: of kind "dcnv2" (arXiv 2008.13535), which reads dim, dropout, time_gaps and tokens of `[model]`;
+    the other keys there have no effect on it.
 
     cross_layers: how many crosses.
     rank:         of each cross matrix, as a product of two; 0 = a full matrix.
-    hidden:       widths of the deep network beside them, bottom up.
+    hidden:       widths of the deep network beside them, bottom up; empty = none, the inputs as they are.
     """
 
     cross_layers: int = Field(default=3, gt=0)
     rank: int = Field(default=0, ge=0)
-    hidden: tuple[PositiveInt, ...] = (256, 128)
+    hidden: tuple[int, ...] = (256, 128)
 
 
 class DIN(Frozen):
-    """`[model.din]`: of kind "din" (arXiv 1706.06978).
+    """`[model.din]`: of kind "din" (arXiv 1706.06978), which reads dim, dropout, time_gaps and tokens of `[model]`; the
+    other keys there have no effect on it.
 
     attention_hidden: hidden widths of the network that weighs an event for a target; one at least.
-    hidden:           of the network on top.
+    hidden:           of the network on top, bottom up.
     pairs_at_once:    of (event, target) to a block of the attention: what bounds its memory.
     """
 
-    attention_hidden: tuple[PositiveInt, ...] = Field(default=(80, 40), min_length=1)
-    hidden: tuple[PositiveInt, ...] = (200, 80)
+    attention_hidden: tuple[int, ...] = Field(default=(80, 40), min_length=1)
+    hidden: tuple[int, ...] = (200, 80)
     pairs_at_once: int = Field(default=32_768, gt=0)
 
 
 class HSTU(Frozen):
-    """`[model.hstu]`: of kind "hstu" (arXiv 2402.17152).
+    """`[model.hstu]`: of kind "hstu" (arXiv 2402.17152). full_layers, windows, ffn_dim, rope_base and the gate's keys
+    of `[model]` have no effect on it.
 
     positions:    relative positions with a learned bias of their own; all that are farther share the last one.
     time_buckets: of the logarithm of the time between two tokens, e^0.301 wide each; the longest share the last one.
@@ -127,6 +130,17 @@ class Model(Frozen):
             )
         problems += [
             f"windows holds {window} → at least 1 → give a width in tokens" for window in self.windows if window < 1
+        ]
+        layers = {
+            "dcnv2.hidden": self.dcnv2.hidden,
+            "din.hidden": self.din.hidden,
+            "din.attention_hidden": self.din.attention_hidden,
+        }
+        problems += [
+            f"{name} holds {width} → at least 1 → give the width of a layer"
+            for name, widths in layers.items()
+            for width in widths
+            if width < 1
         ]
         if problems:
             raise ValueError("\n".join(problems))

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from model.config import Model, Tokens
+from model.config import DIN, Model, Tokens
 from model.inputs import RankerInput
 from model.rankers import build_ranker, check_ranker
 from model.tokens import group_fields
@@ -164,8 +164,9 @@ def test_fields_become_tokens_one_by_one_or_in_even_groups() -> None:
 
 def test_settings_that_do_not_fit_are_all_named() -> None:
     with pytest.raises(ValidationError) as caught:
-        Model(dim=10, num_heads=4, num_layers=1, windows=(0,))
-    assert all(part in str(caught.value) for part in ("dim 10", "full_layers 2", "windows holds 0"))
+        Model(dim=10, num_heads=4, num_layers=1, windows=(0,), din=DIN(attention_hidden=(8, 0)))
+    expected = ("dim 10", "full_layers 2", "windows holds 0", "din.attention_hidden holds 0")
+    assert all(part in str(caught.value) for part in expected)
     config = make_config(action_tokens="merged", tokens=Tokens(groups={"a": ("f0", "age"), "b": ("f0",)}))
     problems = check_ranker(make_spec("history"), config)
     assert len(problems) == 3

@@ -4,15 +4,16 @@ has a gradient."""
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
 
+from model.config import Model
 from model.inputs import RankerInput
 from model.rankers import build_ranker
-from tests.model.builders import make_input, make_spec, select
+from tests.model.builders import make_config, make_input, make_spec, select
 from tests.model.test_rivals_reference import SMALL, small
 
 LENGTHS = {"seen": [5, 0, 8, 1, 3], "bought": [2, 0, 0, 3, 1]}
@@ -32,6 +33,12 @@ def build(kind: str, supervision: str = "candidates") -> tuple[nn.Module, Ranker
 
 def changed(before: torch.Tensor, after: torch.Tensor) -> set[int]:
     return set(((before - after).abs().amax(1) > 1e-12).nonzero().flatten().tolist())
+
+
+def test_every_kind_is_a_file_of_its_own() -> None:
+    for kind in get_args(Model.model_fields["kind"].annotation):
+        ranker = build_ranker(make_spec(), make_config(kind=kind, dim=32))
+        assert type(ranker).__module__ == f"model.{kind}"
 
 
 @of_each_kind
