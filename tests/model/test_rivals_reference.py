@@ -69,7 +69,7 @@ def compare(spec: InputSpec, config: Model, lengths: dict[str, list[int]], candi
 def test_forward_and_gradients_equal_the_reference(case: str) -> None:
     kind, spec_changes, config_changes = CASES[case]
     spec = make_spec(**spec_changes)
-    lengths = {"seen": [5, 0, 8, 1], "bought": [2, 0, 0, 3], "liked": [1, 0, 4, 0]}
+    lengths = {"seen": [4, 0, 6, 1], "bought": [2, 0, 0, 3], "liked": [1, 0, 3, 0]}
     lengths = {history.name: lengths[history.name] for history in spec.histories} or {"none": [0] * 4}
     compare(spec, small(kind, **config_changes), lengths, [3, 1, 2, 4], seed=1)
 

@@ -18,6 +18,7 @@ from trainer.assembly import build_dense
 from trainer.config import Config
 from trainer.layout import make_layout
 
+RESUMED = ("dcnv2", "din")
 DENSE = "dense/scorer.ranker."
 
 
@@ -28,16 +29,16 @@ def config_of(folder: Path, kind: str, **sections: Any) -> Config:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five steps of each, the last one with a filler; and the same with a stop after the second."""
+    """Five steps of each, the last one with a filler; and of two the same with a stop after the second."""
     folder = tmp_path_factory.mktemp("rivals")
     write_segments(folder / "rows", {"2026-01-01": [14, 7]})
 
     def run(kind: str, name: str, resume: Any = "never", **train: Any) -> Run:
         return Run(config_of(folder, kind, train=train), folder / kind / name, resume)
 
-    runs = []
-    for kind in SMALL:
-        runs += [run(kind, "whole"), run(kind, "stopped", max_steps=2), run(kind, "stopped", "must")]
+    runs = [run(kind, "whole") for kind in SMALL]
+    for kind in RESUMED:
+        runs += [run(kind, "stopped", max_steps=2), run(kind, "stopped", "must")]
     train_all(runs, 2)
     return folder
 
@@ -51,6 +52,6 @@ def test_every_parameter_moves(folder: Path, kind: str) -> None:
     assert all(value.isfinite().all() for value in now.values() if value.is_floating_point())
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", RESUMED)
 def test_resumed_is_never_stopped(folder: Path, kind: str) -> None:
     assert differing(saved_tensors(folder / kind / "whole"), saved_tensors(folder / kind / "stopped")) == []
