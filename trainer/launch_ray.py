@@ -177,6 +177,8 @@ def work(settings: dict[str, Any]) -> None:
     link = settings["link"]
     rank = int(os.environ["RANK"])
     with WorkerEnd(link) as end, _printing_to(end if rank == 0 else None):
+        if rank != 0:  # of rank 0 that stands still only the others can speak
+            logs.also_to(end, "trainer.watchdog")
         result = settings["entry"](replace(job, stop=end))
         if rank == 0:
             ray.get(link.finish.remote(result))

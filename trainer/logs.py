@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 PACKAGES = ("trainer", "embeddings", "model", "pipelines")
 
@@ -21,6 +21,13 @@ def to_console(stream: TextIO | None = None, level: int = logging.INFO) -> None:
         for old in [h for h in logger.handlers if type(h) is logging.StreamHandler]:
             logger.removeHandler(old)
         logger.addHandler(handler)
+
+
+def also_to(stream: Any, name: str) -> None:
+    """Send the lines of one logger to `stream` too."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_Plain())
+    logging.getLogger(name).addHandler(handler)
 
 
 def to_file(path: Path) -> logging.Handler:

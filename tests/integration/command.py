@@ -42,6 +42,7 @@ class Command:
     """A command under way, in a session of its own; its output goes to files, so that no pipe can fill."""
 
     def __init__(self, arguments: tuple[str, ...], cwd: Path) -> None:
+        self.cwd = cwd
         self._said = {name: cwd / f".{name}" for name in ("out", "err")}
         environment = {
             **os.environ,

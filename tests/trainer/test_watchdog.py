@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +20,14 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.ranks import run_ranks
-from trainer import watchdog
+from tests.pipelines.rows import write_segments
+from tests.trainer.runs import Run, tiny_config, train_runs
+from trainer import evaluation, watchdog
 from trainer.beats import Beats
 from trainer.errors import LostRankError
 
-SECONDS = 1.2  # of the watchdog: it speaks every .3 s
-SLEEP = 3.0
+SECONDS = 0.8  # of the watchdog: it speaks every .2 s
+SLEEP = 2.2
 
 
 @dataclass
@@ -66,7 +72,7 @@ def stalled(rank: int, world_size: int) -> dict[str, tuple[int, list[str]]]:
         with watchdog.watching(runtime, SECONDS):  # type: ignore[arg-type]
             for step in (1, 2, 3):
                 runtime.beats.beat(step)
-                time.sleep(0.4)
+                time.sleep(0.3)
                 if step == 2 and rank == 1:
                     how(rank)
                 dist.all_reduce(torch.ones(1))
@@ -79,51 +85,77 @@ def stalled(rank: int, world_size: int) -> dict[str, tuple[int, list[str]]]:
     return found
 
 
+def lonely(rank: int, world_size: int) -> str:
+    """Rank 1 ends with an error of its own; what the others raise."""
+    group = dist.new_group(timeout=timedelta(seconds=3))  # of a group that may break
+    runtime = _Runtime(rank, world_size)
+    raised = ""
+    try:
+        with watchdog.watching(runtime, 4.0):  # type: ignore[arg-type]
+            for step in range(1, 6):
+                runtime.beats.beat(step)
+                if rank == 1 and step == 4:
+                    raise MemoryError("no more of it")
+                dist.all_reduce(torch.ones(1), group=group)
+    except (LostRankError, MemoryError) as error:
+        raised = str(error)
+    return raised
+
+
+def stalled_then_lonely(rank: int, world_size: int) -> tuple[dict[str, tuple[int, list[str]]], str]:
+    """Both, in the same processes."""
+    return stalled(rank, world_size), lonely(rank, world_size)
+
+
 @pytest.mark.timeout(90)
-def test_the_rank_that_stands_still_is_named_once_with_its_stack_and_again_when_it_moves() -> None:
-    others, own = run_ranks(stalled, 2, timeout=80)
+def test_the_rank_that_stands_still_or_ends_is_named() -> None:
+    """Once, with its stack, and again when it moves; its own error is what the others end with."""
+    (others, said), (own, raised) = run_ranks(stalled_then_lonely, 2, timeout=80)
     for how in ("_stuck", "_frozen"):
-        pid, lines = own[how][0], others[how][1]
-        named = [line for line in lines if f"rank 1 (host {os.uname().nodename}, pid {pid})" in line]
-        assert len(named) == 1, lines
-        assert "at step 2 (step)" in named[0]
-        assert "waiting for it: 0" in named[0]
-        assert len([line for line in lines if "rank 1 is moving again" in line]) == 1, lines
-        assert not [line for line in lines if line.startswith("rank 0 (")], lines
+        require_named(others[how][1], *own[how])
     assert "has not moved" in others["_stuck"][1][0]
     assert "_stuck: time.sleep(SLEEP)" in others["_stuck"][1][0]  # the stack crossed the store
     assert "_stuck: time.sleep(SLEEP)" in own["_stuck"][1][0]  # and is in its own log
     assert "has said nothing" in others["_frozen"][1][0]
+    assert raised == "no more of it"
+    assert "rank 1 (host " in said
+    assert "ended with MemoryError: no more of it" in said
+    assert "rank 0's exchange at step 4" in said
 
 
-def lonely(rank: int, world_size: int) -> str:
-    """Rank 2 is killed; what the others raise."""
-    runtime = _Runtime(rank, world_size)
-    try:
-        with watchdog.watching(runtime, 4.0):  # type: ignore[arg-type]
-            for step in range(1, 100):
-                runtime.beats.beat(step)
-                dist.all_reduce(torch.ones(1))
-                time.sleep(0.3)
-                if rank == 2 and step == 4:
-                    raise MemoryError("no more of it")
-    except LostRankError as error:
-        return str(error)
-    except MemoryError:
-        time.sleep(0.5)
-        dist.destroy_process_group()
-        return ""
-    return "nothing"
+def require_named(lines: list[str], pid: int, own: list[str]) -> None:
+    """Rank 0's lines name rank 1 once, and nobody else."""
+    named = [line for line in lines if f"rank 1 (host {os.uname().nodename}, pid {pid})" in line]
+    assert len(named) == 1, lines
+    assert "at step 2 (step)" in named[0]
+    assert "waiting for it: 0" in named[0]
+    assert len([line for line in lines if "rank 1 is moving again" in line]) == 1, lines
+    assert not [line for line in lines if line.startswith("rank 0 (")], lines
+
+
+def evaluating_long(rank: int, world_size: int, run: Run) -> list[str]:
+    """An evaluation of many batches, and scores, that take several times the watchdog's patience."""
+    said, beating = Said(), evaluation._beating
+
+    def slowly(*args: Any) -> Iterator[Any]:
+        for batch in beating(*args):
+            time.sleep(0.3)
+            yield batch
+        time.sleep(2.0)
+
+    evaluation._beating = slowly
+    train_runs(rank, world_size, [run])
+    return said.lines
 
 
 @pytest.mark.timeout(90)
-def test_an_error_of_a_rank_is_what_the_others_end_with() -> None:
-    said = run_ranks(lonely, 3, timeout=80)
-    assert said[2] == ""
-    for rank in (0, 1):
-        assert "rank 2 (host " in said[rank]
-        assert "ended with MemoryError: no more of it" in said[rank]
-        assert f"rank {rank}'s exchange at step 5" in said[rank]
+def test_a_long_evaluation_is_no_stall(tmp_path: Path) -> None:
+    write_segments(tmp_path / "rows", {"2026-01-01": [10], "2026-01-02": [30]})
+    days = {"segments": "2026-01-01", "eval_segments": "2026-01-02"}
+    config = tiny_config(tmp_path / "rows", data=days, launch={"watchdog_seconds": 0.8})
+    assert run_ranks(evaluating_long, 1, Run(config, tmp_path / "run"), timeout=80) == [[]]
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert "eval" in kinds
 
 
 def test_alone_its_own_stack_is_said() -> None:
