@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from trainer import machine
+from trainer.config_sections import Launch
+from trainer.worker import _placed
 
 
 def test_pinned_workers_have_cores_of_their_own_as_have_their_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,3 +43,12 @@ def test_fewer_cores_than_workers_pin_nobody() -> None:
     with machine.pinned(0, len(allowed) + 1) as own:
         assert own == ()
         assert os.sched_getaffinity(0) == allowed
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_worker_is_placed_where_that_is_wanted(wanted: bool, caplog: pytest.LogCaptureFixture) -> None:
+    allowed = os.sched_getaffinity(0)
+    runtime: Any = SimpleNamespace(rank=0, local_world_size=len(allowed))
+    with caplog.at_level("INFO"), _placed(Launch(pin_cores=wanted), runtime):
+        assert len(os.sched_getaffinity(0)) == (1 if wanted else len(allowed))
+    assert ("launch.pin_cores" in caplog.text) == wanted
