@@ -56,7 +56,7 @@ class Plan:
 
 
 SMALL = Shape(rows=8_192)
-FULL = Plan({"": replace(SMALL, global_batch=256), "_small": SMALL}, rounds=9, steps=4)
+FULL = Plan({"": replace(SMALL, global_batch=256), "_small": SMALL}, rounds=7, steps=3)
 QUICK = Plan({"": replace(SMALL, rows=2_048)}, rounds=5, steps=4, warm_steps=2)
 TINY = Plan(
     {"": Shape(rows=256, row_group_rows=64, global_batch=8, mean_length=5, longest=8)}, rounds=1, steps=1, warm_steps=1
