@@ -91,6 +91,9 @@ class Ddp(DenseSync):
     def buckets(self) -> list[int]:
         return [sum(p.nbytes for p in self.parameters.values())]
 
+    def flat_gradients(self) -> list[torch.Tensor]:
+        return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+
     def zero_grad(self) -> None:
         for parameter in self.parameters.values():
             if parameter.grad is None:
