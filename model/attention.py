@@ -68,7 +68,7 @@ class Layout:
     stretches: tuple[Stretch, ...]
 
 
-def _paddings(row_A: torch.Tensor, num_rows: int) -> list[Padding]:
+def paddings(row_A: torch.Tensor, num_rows: int) -> list[Padding]:
     """Cuts rows into stretches of equal row counts. One wait for the device."""
     count = max(1, min(_MAX_STRETCHES, num_rows // _ROWS_PER_STRETCH))
     borders = [num_rows * i // count for i in range(count + 1)]
@@ -94,7 +94,7 @@ def _layout(
     """taken_A, put_Q: the tokens taken in and put out (index into N, None for all); `keys`: the paddings of those taken
     in."""
     queries_A = put_Q if taken_A is None or put_Q is None else torch.searchsorted(taken_A, put_Q)
-    queries = keys if queries_A is None else _paddings(chosen(stream.row_N, put_Q), stream.num_rows)
+    queries = keys if queries_A is None else paddings(chosen(stream.row_N, put_Q), stream.num_rows)
     sight_N5 = sight(stream, window)
     sight_A5, sight_Q5 = chosen(sight_N5, taken_A), chosen(sight_N5, put_Q)
     stretches = []
@@ -108,7 +108,7 @@ def make_layouts(stream: Stream, windows: Sequence[int | None]) -> tuple[torch.T
     """What the lowest layer takes in (index into N, None for all), and each layer's layout, bottom up. Layers alike
     share one."""
     chain = needed_tokens(stream, windows)
-    keys = _paddings(chosen(stream.row_N, chain[0]), stream.num_rows)
+    keys = paddings(chosen(stream.row_N, chain[0]), stream.num_rows)
     layouts: list[Layout] = []
     for level, (window, taken_A, put_Q) in enumerate(zip(windows, chain, chain[1:], strict=False)):
         if level and window is None and taken_A is None and put_Q is None:

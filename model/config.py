@@ -67,6 +67,33 @@ class HSTU(Frozen):
     divisor: int = Field(default=0, ge=0)
 
 
+class OneTrans(Frozen):
+    """`[model.onetrans]`: of kind "onetrans" (arXiv 2510.26104). full_layers, windows, field_attention, candidates_see
+    and the gate's keys of `[model]` have no effect on it.
+
+    kept: the pyramid, with `candidates` supervision: how many of a row's newest behaviour tokens layers 1, 2, … put
+          out, the last number repeating; the top layer puts out none. Empty: falling in even steps from the longest
+          row's number to none at the top, as in the paper. A large number, e.g. [100000]: no pyramid. With `history`
+          supervision every layer keeps all of them.
+    """
+
+    kept: tuple[int, ...] = ()
+
+
+class HyFormer(Frozen):
+    """`[model.hyformer]`: of kind "hyformer" (arXiv 2601.12681). full_layers, windows, field_attention, candidates_see,
+    action_tokens (actions are merged) and the gate's keys of `[model]` have no effect on it.
+
+    encoder: of a history in each layer: "full" a Transformer layer, "recent" its newest part looks at all of it
+             (LONGER), "swiglu" no attention.
+    queries: of each history. recent: events of a history that encoder "recent" carries on.
+    """
+
+    encoder: Literal["full", "recent", "swiglu"] = "full"
+    queries: int = Field(default=2, gt=0)
+    recent: int = Field(default=32, gt=0)
+
+
 class Model(Frozen):
     """`[model]`. Defaults are the paper's (arXiv 2604.13737) where it states them; [open] points are switches.
 
@@ -75,7 +102,8 @@ class Model(Frozen):
     dim:            width of a token. num_layers, num_heads: of the tower; dim / num_heads is even, as RoPE needs.
     full_layers:    layers with full causal attention, from the bottom; the rest slide.
     windows:        of the sliding layers, in order; the last one repeats.
-    ffn_dim:        SwiGLU hidden width; 0 = 4 · dim rounded up to a multiple of 64.
+    ffn_dim:        hidden width of the SwiGLU, and of what stands for it in other kinds; 0 = 4 · dim rounded up to a
+                    multiple of 64.
     dropout:        probability, in training only. rope_base: of RoPE's angles.
     gate:           NLIR on or off. gate_input: "normed" or "raw" X. gate_place: "after" or "before" the output
                     projection. gate_bias: of W_g.
@@ -87,7 +115,7 @@ class Model(Frozen):
     time_gaps:      adds log time gaps (to the previous event, to the request) to the event tokens.
     """
 
-    kind: Literal["tokenformer", "transformer", "dcnv2", "din", "hstu"] = "tokenformer"
+    kind: Literal["tokenformer", "transformer", "dcnv2", "din", "hstu", "onetrans", "hyformer"] = "tokenformer"
     dim: int = Field(default=64, gt=0)
     num_layers: int = Field(default=4, gt=0)
     num_heads: int = Field(default=4, gt=0)
@@ -108,6 +136,8 @@ class Model(Frozen):
     dcnv2: DCNv2 = DCNv2()
     din: DIN = DIN()
     hstu: HSTU = HSTU()
+    onetrans: OneTrans = OneTrans()
+    hyformer: HyFormer = HyFormer()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -128,6 +158,11 @@ class Model(Frozen):
             problems.append(
                 "windows is empty → sliding layers need a window each (the last repeats) → e.g. windows = [32, 16]"
             )
+        problems += [
+            f"onetrans.kept holds {kept} → at least 0 → give a number of tokens"
+            for kept in self.onetrans.kept
+            if kept < 0
+        ]
         problems += [
             f"windows holds {window} → at least 1 → give a width in tokens" for window in self.windows if window < 1
         ]
@@ -162,5 +197,5 @@ class Model(Frozen):
 
     @property
     def hidden_dim(self) -> int:
-        """SwiGLU hidden width."""
+        """Of the SwiGLU, and of what stands for it in other kinds."""
         return self.ffn_dim or -(-4 * self.dim // 64) * 64

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from model.config import Model
+from model.hyformer import history_key
 from model.inputs import FieldSpec, InputSpec
 from model.timeline import ordered_histories
 from model.tokens import group_fields
@@ -78,7 +79,28 @@ def _din(spec: InputSpec, config: Model) -> dict[str, ParameterAxes]:
     return {"head.weight": ParameterAxes(tuple((task, 1) for task in spec.tasks), 0, across=tokens)}
 
 
-_READERS: dict[str, Callable[[InputSpec, Model], dict[str, ParameterAxes]]] = {"dcnv2": _dcnv2, "din": _din}
+def _onetrans(spec: InputSpec, config: Model) -> dict[str, ParameterAxes]:
+    """Matrices of single NS-tokens, one behind the other."""
+    tokens = (*_field_tokens(spec, config), *_tokens_named(config, "candidate"))
+    own = ParameterAxes(tuple((token, 1) for token, _ in tokens), 0)
+    names = ("own_query_key_value", "own_up", "own_down")
+    return {f"blocks.{layer}.{name}.weight": own for layer in range(config.num_layers) for name in names}
+
+
+def _hyformer(spec: InputSpec, config: Model) -> dict[str, ParameterAxes]:
+    """What queries are generated from. Histories are in the parameters' names. The boosting FFNs are of their tokens
+    along both axes, since every token has a slice of each, and a slice's width is one of their number: with another
+    number of tokens they begin anew."""
+    request = ParameterAxes((*_field_tokens(spec, config), *_tokens_named(config, "history")), 1)
+    return {f"generation.{history_key(history.name)}.request.weight": request for history in spec.histories}
+
+
+_READERS: dict[str, Callable[[InputSpec, Model], dict[str, ParameterAxes]]] = {
+    "dcnv2": _dcnv2,
+    "din": _din,
+    "onetrans": _onetrans,
+    "hyformer": _hyformer,
+}
 
 
 def _field_tokens(spec: InputSpec, config: Model) -> Parts:

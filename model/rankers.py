@@ -8,12 +8,13 @@ from importlib import import_module
 from torch import nn
 
 from model.config import Model
+from model.hyformer import boosted_tokens
 from model.inputs import InputSpec
 
 
 def check_ranker(spec: InputSpec, config: Model) -> list[str]:
     """What does not fit between input and config: one line each, value → rule → remedy. Empty when all is well."""
-    problems = _group_problems(spec, config)
+    problems = _group_problems(spec, config) + _kind_problems(spec, config)
     names = [history.name for history in spec.histories]
     if not spec.event:
         problems.append("no event fields → behaviours and candidates need at least one → give an item column a group")
@@ -33,6 +34,30 @@ def check_ranker(spec: InputSpec, config: Model) -> list[str]:
         problems.append(
             "no candidate fields → candidates supervision needs at least one → give an item column group = candidates"
         )
+    return problems
+
+
+def _kind_problems(spec: InputSpec, config: Model) -> list[str]:
+    """Of single rankers."""
+    problems = []
+    if config.kind == "onetrans" and spec.supervision == "history" and config.onetrans.kept:
+        problems.append(
+            f"onetrans.kept {list(config.onetrans.kept)} with history supervision → every event is asked, so "
+            "every layer keeps all behaviours → leave it out"
+        )
+    if config.kind == "hyformer":
+        tokens = boosted_tokens(spec, config)
+        if spec.supervision == "history":
+            problems.append(
+                'kind "hyformer" with history supervision → its encoders see a whole history, so an event would see '
+                "those after it → use candidates supervision, or another kind"
+            )
+        if tokens > config.dim:
+            problems.append(
+                f"dim {config.dim} with hyformer's {tokens} tokens (queries of all histories, field tokens, candidate) "
+                "→ a slice of every token goes to each → raise dim, or lower hyformer.queries or "
+                "tokens.max_field_tokens"
+            )
     return problems
 
 

@@ -154,11 +154,21 @@ def build_stream(
     return _pack(num_fields, pieces, lengths_R, slice(first, first + num_supervised))
 
 
-def _pack(num_fields: int, pieces: list[_Piece], lengths_R: torch.Tensor, supervised: slice) -> Stream:
+def build_event_stream(timeline: Timeline, *, num_supervised: int) -> Stream:
+    """The behaviours alone, s_1 (a_1) … s_T (a_T), as in `build_stream`; P: states, actions. `num_supervised`: how
+    many of the first states are supervised."""
+    return _pack(0, _event_pieces(timeline, 0), timeline.tokens_R, slice(0, num_supervised))
+
+
+def by_length(lengths_R: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The streams' order of rows, shortest first, as an index [R] into the batch's, and each row's place in it [R]."""
     by_length_R = lengths_R.argsort(stable=True)
-    place_R = torch.empty_like(by_length_R).scatter_(
-        0, by_length_R, torch.arange(lengths_R.shape[0], device=lengths_R.device)
-    )
+    places_R = torch.arange(lengths_R.shape[0], device=lengths_R.device)
+    return by_length_R, torch.empty_like(by_length_R).scatter_(0, by_length_R, places_R)
+
+
+def _pack(num_fields: int, pieces: list[_Piece], lengths_R: torch.Tensor, supervised: slice) -> Stream:
+    by_length_R, place_R = by_length(lengths_R)
     offset_R = exclusive_cumsum(lengths_R.index_select(0, by_length_R)).index_select(0, place_R)
 
     row_P, order_P = torch.cat([piece.row for piece in pieces]), torch.cat([piece.order for piece in pieces])

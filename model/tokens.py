@@ -149,6 +149,16 @@ class EventTokens(nn.Module):
         return torch.cat(parts if gap_EG is None else [*parts, gap_EG], dim=1)
 
 
+class RequestTokens(nn.Module):
+    """What the rankers that lay their tokens out in a way of their own begin with: `fields` and `events`, under the
+    names they have in a StreamTokens."""
+
+    def __init__(self, spec: InputSpec, config: Tokens, dim: int, *, time_gaps: bool, merge_actions: bool) -> None:
+        super().__init__()
+        self.fields = FieldTokens(spec.static, config, dim)
+        self.events = EventTokens(spec, dim, time_gaps=time_gaps, merge_actions=merge_actions)
+
+
 class StreamTokens(nn.Module):
     """All token vectors of a batch, in the order of stream.py's P."""
 
