@@ -17,11 +17,14 @@ from model.inputs import InputSpec
 from model.tokens import group_fields
 from model.tower import merges_actions
 from pipelines.reading import RowCost
+from trainer.row_work import WORK, fitted
 
 
 def row_cost(spec: InputSpec, config: Model) -> RowCost:
     """The cost of a row of L list positions: fixed + linear · L + quadratic · L². A candidate is counted like an event,
     and a kind that is not listed here like TokenFormer."""
+    if config.kind in WORK:
+        return RowCost(*fitted(WORK[config.kind], spec, config))
     gaps = (2 if spec.supervision == "candidates" else 1) if config.time_gaps else 0
     widths = sum(field.width for field in (*spec.event, *spec.action)) + gaps
     total = Polynomial([0.0, config.dim * widths]) + _TOWERS.get(config.kind, _blocks)(spec, config)

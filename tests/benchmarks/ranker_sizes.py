@@ -13,9 +13,10 @@ import torch
 
 from model.config import Model
 from model.inputs import FieldSpec, HistorySpec, InputSpec
-from model.rankers import build_ranker
+from model.rankers import build_ranker, check_ranker
 from tests.benchmarks.harness import finish, show, table
 from trainer.row_cost import row_cost
+from trainer.row_work import WORK
 
 FIELDS, WIDTH, LENGTHS = 20, 32, (100, 1000)
 CONTESTANTS: dict[str, dict[str, Any]] = {
@@ -25,6 +26,10 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     "din": {},
     "dcnv2": {},
     "dcnv2, rank 64": {"dcnv2": {"rank": 64}},
+    "onetrans": {},
+    "hyformer, full": {"hyformer": {"encoder": "full"}},
+    "hyformer, recent": {"hyformer": {"encoder": "recent"}},
+    "hyformer, swiglu": {"hyformer": {"encoder": "swiglu"}},
 }
 
 
@@ -36,7 +41,7 @@ def spec_of(supervision: Literal["candidates", "history"]) -> InputSpec:
         static=tuple(FieldSpec(f"field_{i}", WIDTH) for i in range(FIELDS)),
         event=event,
         action=(FieldSpec("action", WIDTH),),
-        histories=(HistorySpec("events", names, ("action",), 200),),
+        histories=(HistorySpec("events", names, ("action",), LENGTHS[-1]),),
         candidate=names,
         tasks=("click",),
         supervision=supervision,
@@ -50,9 +55,14 @@ def sizes(config: Model) -> dict[str, float]:
         parameters = build_ranker(spec_of("candidates"), config).parameters()
     found = {"parameters": float(sum(parameter.numel() for parameter in parameters))}
     for supervision in ("candidates", "history"):
-        cost = row_cost(spec_of(supervision), config)  # type: ignore[arg-type]
+        if check_ranker(spec_of(supervision), config):  # type: ignore[arg-type]
+            continue  # hyformer has candidates only
+        spec = spec_of(supervision)  # type: ignore[arg-type]
+        cost = row_cost(spec, config)
         for length in LENGTHS:
-            found[f"{supervision}, {length} events"] = cost.fixed + cost.linear * length + cost.quadratic * length**2
+            fitted = cost.fixed + cost.linear * length + cost.quadratic * length**2
+            exact = WORK[config.kind](spec, config, length) if config.kind in WORK else fitted
+            found[f"{supervision}, {length} events"] = exact
     return found
 
 
@@ -68,7 +78,13 @@ def main() -> None:
     }
     base = found["tokenformer"]
     rows = [
-        [name, *(f"{value / 1e6:,.2f} M (× {value / base[key]:.2f})" for key, value in counts.items())]
+        [
+            name,
+            *(
+                f"{counts[key] / 1e6:,.2f} M (× {counts[key] / base[key]:.2f})" if key in counts else "—"
+                for key in base
+            ),
+        ]
         for name, counts in found.items()
     ]
     table(["ranker", *base], rows)

@@ -13,6 +13,7 @@ from model.inputs import InputSpec
 from model.rankers import build_ranker
 from tests.model.builders import make_config, make_input, make_spec
 from trainer.row_cost import row_cost
+from trainer.row_work import WORK
 
 
 def counted(spec: InputSpec, config: Model, length: int) -> float:
@@ -44,3 +45,23 @@ def test_cost_grows_as_the_rankers_work(supervision: str, changes: dict[str, Any
     for length in (50, 300):
         work = cost.fixed + cost.linear * length + cost.quadratic * length**2
         assert work == pytest.approx(counted(spec, config, length), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("supervision", "changes"),
+    [
+        ("candidates", {"kind": "onetrans"}),
+        ("candidates", {"kind": "onetrans", "onetrans": {"kept": (40, 10)}, "action_tokens": "separate"}),
+        ("history", {"kind": "onetrans"}),
+        *[("candidates", {"kind": "hyformer", "hyformer": {"encoder": e}}) for e in ("full", "recent", "swiglu")],
+    ],
+)
+def test_work_of_onetrans_and_hyformer_is_what_torch_counts(supervision: str, changes: dict) -> None:
+    spec = make_spec(supervision, histories=2, max_length=60)
+    config = make_config(**{"dim": 16, "ffn_dim": 32, **changes})
+    work, cost = WORK[config.kind], row_cost(spec, config)
+    for length in (2, 40, 120):
+        found = counted(spec, config, length)
+        assert work(spec, config, length) == pytest.approx(found, rel=0.02)
+        polynomial = cost.fixed + cost.linear * length + cost.quadratic * length**2
+        assert polynomial == pytest.approx(found, rel=0.15)
