@@ -96,6 +96,7 @@ class DenseOptimizer:
     def now(self, steps_done: int, examples: int) -> None:
         """Before each step: since the model's birth."""
         self.steps_done, self.examples = steps_done, examples
+        self._sync.launches_in_backward = not self.is_delayed  # there is the whole next step to travel in
 
     def begin(self, steps_done: int) -> None:
         """Before the first step of a run. One that goes on in `sync` takes at once what an earlier one in `delayed`

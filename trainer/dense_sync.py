@@ -34,6 +34,8 @@ class DenseSync(DataParallelWrapper):
     wire: the dtype that gradients travel in; alone they do not travel.
     accumulate: batches to an update, which is the mean of their gradients; bad ones are left out.
     in_flight: mode `delayed`: what the next dense step will be taken on.
+    launches_in_backward: as soon as a bucket is filled; else all at the end of backward, so that what backward itself
+    has to ask the other ranks (the gate's flag, rows of tables) does not queue behind them in the network.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class DenseSync(DataParallelWrapper):
         self._sums: list[torch.Tensor] = []
         self._spare: Gradients | None = None
         self.in_flight: Update | None = None
+        self.launches_in_backward = True
         self.parameters: dict[str, nn.Parameter] = {}
 
     def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
@@ -174,7 +177,7 @@ class DenseSync(DataParallelWrapper):
     def _filled(self, number: int) -> None:
         """Called by autograd with each parameter."""
         self._filling.buckets[number].filled += 1
-        if not self.ends_window:
+        if not self.ends_window or not self.launches_in_backward:
             return
         while self._next < len(self._cut) and self._filling.buckets[self._next].is_full:
             self._launch(self._filling.buckets[self._next])

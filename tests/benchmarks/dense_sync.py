@@ -59,7 +59,7 @@ class Tower:
         return 4e-6 * (self.layers * (self.width**2 + 3 * self.width) + self.width + 1)
 
 
-TOWERS = {2: Tower(248, 8, 1536), 10: Tower(552, 8, 384), 50: Tower(1248, 8, 72)}
+TOWERS = {2: Tower(248, 8, 2304), 10: Tower(552, 8, 512), 50: Tower(1248, 8, 64)}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Plan:
     turn_seconds: float
 
 
-FULL = Plan((UNSHAPED, 10.0, 1.0), TOWERS, rounds=7, turn_seconds=1.2)
+FULL = Plan((UNSHAPED, 10.0, 1.0), TOWERS, rounds=5, turn_seconds=1.0)
 QUICK = Plan((1.0,), {mb: TOWERS[mb] for mb in (2, 10)}, rounds=5, turn_seconds=0.5)
 TINY = Plan((1.0,), {2: Tower(248, 8, 64)}, rounds=1, turn_seconds=0.05)
 

@@ -33,6 +33,7 @@ from trainer.gate import GradientGate
 RANKS = 2
 ALONE, DDP, SYNC, DELAYED, DELAYED_BF16 = "no exchange", "DDP", "sync", "delayed", "delayed, bf16"
 EXCHANGE, EXCHANGE_BF16 = "exchange alone", "exchange alone, bf16"
+UNCOUNTED = 2  # steps of a turn
 DDP_BUCKET_MB = 25.0  # its default; ours is in Train
 
 
@@ -173,10 +174,11 @@ def contestants(task: Task) -> dict[str, tuple[Callable[[], None], Callable[[], 
 
 
 def turn(step: Callable[[], None], end: Callable[[], None], steps: int) -> tuple[float, float]:
-    """(seconds, CPU seconds of all threads) a step. The first one is not counted: from the second on, `delayed` has an
-    exchange on its way at either end."""
+    """(seconds, CPU seconds of all threads) a step. The first two are not counted: from then on `delayed` has as much
+    on its way at either end."""
     dist.barrier()
-    step()
+    for _ in range(UNCOUNTED):
+        step()
     start, cpu = time.perf_counter(), time.process_time()
     for _ in range(steps):
         step()
