@@ -87,7 +87,7 @@ class Watchdog:
         if idle < self.cadence:
             return replace(now, ended=self._ended)
         frame = sys._current_frames().get(self._thread_id)
-        stack = _stack(frame) if idle >= self._seconds else ()
+        stack = _stack(frame) if idle >= self._seconds / 2 else ()  # it has to be there when the others judge
         return replace(now, ended=self._ended, waits=_is_in_exchange(frame), stack=stack)
 
     def ranks(self) -> dict[int, Seen]:
