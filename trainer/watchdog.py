@@ -284,4 +284,5 @@ def _explained(error: BaseException, runtime: Runtime, watchdog: Watchdog | None
         who = _no_store(silent, watchdog._heard.get(0))
     else:
         who = "another rank is lost, which one is not known"
+        log.error("nobody is known to be lost: the error as it was raised", exc_info=error)
     return LostRankError(who, f"rank {runtime.rank}'s exchange at step {step} ({phase}) failed: {how}")
