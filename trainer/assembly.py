@@ -22,13 +22,13 @@ from embeddings.specs import TableSpec, table_specs
 from embeddings.tables import Tables, key_order
 from embeddings.touched import TouchedRows, watch_rows
 from model.loss import Heads, TaskHead
-from model.rankers import build_ranker
 from trainer.config import Config
 from trainer.copies import Copies
 from trainer.dense_optim import DenseOptimizer
 from trainer.dense_sync import DenseSync
 from trainer.gate import GradientGate
 from trainer.layout import Layout, make_layout
+from trainer.make_ranker import make_ranker
 from trainer.recommender import Assemble, Recommender, Scorer
 from trainer.runtime import Runtime
 from trainer.step_split import StepClock
@@ -64,9 +64,9 @@ def task_heads(config: Config) -> Heads:
 
 
 def build_dense(config: Config, layout: Layout) -> nn.Module:
-    """The ranker, the same on every rank and for every world size: a function of the seed."""
+    """The ranker, the same on every rank and for every world size: a function of the seed. Raises ConfigError."""
     torch.manual_seed(config.train.seed)
-    return build_ranker(layout.spec, config.model)
+    return make_ranker(layout.spec, config.model)
 
 
 def assemble(config: Config, runtime: Runtime) -> Assembly:

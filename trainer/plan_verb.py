@@ -20,12 +20,12 @@ from embeddings.plan_fit import Limits, check_fit
 from embeddings.plan_load import assumed_ids
 from embeddings.plan_report import PlanReport, human_bytes
 from embeddings.specs import table_specs
-from model.rankers import build_ranker
 from trainer import logs
 from trainer.config import Config, load_config
 from trainer.errors import ConfigError
 from trainer.hardware import PRESETS, default_preset
 from trainer.layout import make_layout
+from trainer.make_ranker import make_ranker
 from trainer.plan_ids import find_work
 from trainer.plan_time import StepTime, estimate, lines
 from trainer.row_cost import row_cost
@@ -162,7 +162,7 @@ def make(config: Config, options: PlanOptions) -> Planned:
     check_device(specs, config.embeddings, options.device)
     layout = make_layout(config.schema, specs)
     with torch.device("meta"):
-        ranker = build_ranker(layout.spec, config.model)
+        ranker = make_ranker(layout.spec, config.model)
     parameters = sum(parameter.numel() for parameter in ranker.parameters())
     cost = row_cost(layout.spec, config.model)
     room = options.memory - DENSE_BYTES * parameters

@@ -13,6 +13,7 @@ from embeddings.specs import table_specs
 from tests.pipelines.rows import write_segments
 from tests.trainer.runs import Run, differing, newest_state, saved_tensors, tiny_config, train_all
 from trainer.assembly import build_dense
+from trainer.errors import ConfigError
 from trainer.layout import make_layout
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -56,3 +57,12 @@ def test_every_parameter_is_trained(runs: Path, name: str) -> None:
     saved = saved_tensors(runs / name)
     still = [key for key, value in born.named_parameters() if torch.equal(value, saved[f"dense/scorer.ranker.{key}"])]
     assert still == []
+
+
+def test_an_input_that_does_not_fit_is_said_in_one_line(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, model={"kind": "hyformer", "dim": 8})
+    layout = make_layout(config.schema, table_specs(config.schema, config.embeddings))
+    with pytest.raises(ConfigError) as refused:
+        build_dense(config, layout)
+    (line,) = refused.value.problems
+    assert line.startswith("[model] dim 8 with hyformer's 12 tokens")
