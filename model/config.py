@@ -143,8 +143,7 @@ class Model(Frozen):
     def _consistent(self) -> Self:
         """All problems at once, one line each."""
         problems = []
-        headless = self.kind in ("dcnv2", "din")
-        if not headless and (self.dim % self.num_heads or (self.dim // self.num_heads) % 2):
+        if not self.by_example and (self.dim % self.num_heads or (self.dim // self.num_heads) % 2):
             problems.append(
                 f"dim {self.dim} with num_heads {self.num_heads} → RoPE needs dim / num_heads to be an even number "
                 f"→ set dim to a multiple of {2 * self.num_heads}"
@@ -190,6 +189,11 @@ class Model(Frozen):
         sliding = self.num_layers - self.full_layers
         widths = self.windows[:sliding] + self.windows[-1:] * max(0, sliding - len(self.windows))
         return (None,) * self.full_layers + widths
+
+    @property
+    def by_example(self) -> bool:
+        """Every supervised position is an example of its own (model/examples.py): no heads, no action tokens."""
+        return self.kind in ("dcnv2", "din")
 
     @property
     def gated(self) -> bool:

@@ -15,12 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from model.config import Model
 from model.inputs import InputSpec, RankerInput
 from model.timeline import Timeline, chosen, exclusive_cumsum, merge, rows_of
-from model.tokens import EventTokens, FieldTokens
+from model.tokens import RequestTokens
 
 
 @dataclass(frozen=True)
@@ -54,16 +53,13 @@ class Examples:
     behind_S: torch.Tensor
 
 
-class ExampleTokens(nn.Module):
+class ExampleTokens(RequestTokens):
     """RankerInput → Examples."""
 
     def __init__(self, spec: InputSpec, config: Model) -> None:
-        super().__init__()
-        self.of_candidates = spec.supervision == "candidates"
-        self.fields = FieldTokens(spec.static, config.tokens, config.dim)
-        self.events = EventTokens(
-            spec, config.dim, time_gaps=config.time_gaps, merge_actions=spec.supervision == "candidates"
-        )
+        of_candidates = spec.supervision == "candidates"
+        super().__init__(spec, config.tokens, config.dim, time_gaps=config.time_gaps, merge_actions=of_candidates)
+        self.of_candidates = of_candidates
 
     @property
     def field_width(self) -> int:

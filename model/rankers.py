@@ -25,7 +25,7 @@ def check_ranker(spec: InputSpec, config: Model) -> list[str]:
         problems.append(
             f"supervised_history {spec.supervised_history!r} → one of the histories ({known}) → name one of them"
         )
-    if spec.supervision == "history" and config.action_tokens == "merged":
+    if spec.supervision == "history" and config.action_tokens == "merged" and not config.by_example:
         problems.append(
             'action_tokens "merged" with history supervision → a behaviour would show the action it is to predict → '
             'set "separate" or "auto"'

@@ -12,7 +12,7 @@ from torch import nn
 
 from model.config import Model
 from model.inputs import RankerInput
-from model.rankers import build_ranker
+from model.rankers import build_ranker, check_ranker
 from tests.model.builders import make_config, make_input, make_spec, select
 from tests.model.test_rivals_reference import SMALL, small
 
@@ -39,6 +39,12 @@ def test_every_kind_is_a_file_of_its_own() -> None:
     for kind in get_args(Model.model_fields["kind"].annotation):
         ranker = build_ranker(make_spec(), make_config(kind=kind, dim=32))
         assert type(ranker).__module__ == f"model.{kind}"
+
+
+@pytest.mark.parametrize("kind", ["dcnv2", "din"])
+def test_keys_of_other_kinds_refuse_nothing(kind: str) -> None:
+    config = make_config(kind=kind, dim=9, num_heads=4, full_layers=9, action_tokens="merged")
+    assert check_ranker(make_spec("history"), config) == []
 
 
 @of_each_kind
