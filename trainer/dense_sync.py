@@ -123,7 +123,8 @@ class DenseSync(DataParallelWrapper):
     def send(self, good: bool, examples: int) -> Update | None:
         """End of a window: all of its gradients are on their way, or here. None where no batch of it was good: there is
         nothing to learn from."""
-        self._launch_rest()
+        if good or self.launches_in_backward:
+            self._launch_rest()
         update = Update(self._filling, examples) if good or self._kept else None
         if not good:
             self._filling.wait()  # what the hooks have sent is of no use

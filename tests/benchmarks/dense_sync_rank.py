@@ -73,7 +73,6 @@ class Contestant:
         torch.manual_seed(0)
         self.tower: nn.Module = Tower(task.width, task.layers)
         self.gate = gate
-        self.gate.dense_parameters = list(self.tower.parameters())
         self._rows = torch.randn(task.batch, task.width, requires_grad=True)  # as the tables hand them over
         self._labels = (torch.rand(task.batch) < 0.5).float()
 
@@ -100,6 +99,7 @@ class Ours(Contestant):
         super().__init__(task, gate)
         self.sync = DenseSync(group, train.bucket_mb, train.first_bucket_mb, wire=getattr(torch, train.dense_wire))
         self.sync.attach(dict(self.tower.named_parameters()))
+        gate.dense_gradients = self.sync.flat_gradients
         self._optimizer = DenseOptimizer(self.sync.parameters, self.sync, gate, Optim(), train)
         self._optimizer.begin(0)
         self._steps = 0
@@ -130,6 +130,7 @@ class Ddp(Contestant):
             self.tower, process_group=group, bucket_cap_mb=DDP_BUCKET_MB, gradient_as_bucket_view=True
         )
         self._parameters = list(self.tower.parameters())
+        gate.dense_gradients = lambda: [p.grad for p in self._parameters if p.grad is not None]
         self._adamw = torch.optim.AdamW(
             [
                 {"params": [p for p in self._parameters if p.dim() >= 2], "weight_decay": config.weight_decay},

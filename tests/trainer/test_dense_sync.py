@@ -56,6 +56,32 @@ def _steps(rank: int, world_size: int) -> dict[str, list[list[torch.Tensor]]]:
     return found
 
 
+def _sent_in_backward(rank: int, world_size: int) -> dict[bool, tuple[int, list[torch.Tensor]]]:
+    """{launches_in_backward: (buckets on their way when backward is over, gradients when they have arrived)}."""
+    from trainer.dense_sync import DenseSync
+
+    group = dist.new_group(backend="gloo")
+    found = {}
+    for early in (True, False):
+        tower = Tower(seed=0)
+        sync = DenseSync(group, 1e-6, 1e-6)
+        sync.attach({"first": tower.first, "second": tower.second})
+        sync.launches_in_backward = early
+        sync.zero_grad()
+        tower.loss(rank, 0).backward()
+        sent = sum(bucket.work is not None for bucket in sync._filling.buckets)
+        sync.wait()
+        found[early] = sent, [sync.parameters[name].grad.clone() for name in ("first", "second")]
+    return found
+
+
+def test_delayed_sends_nothing_while_backward_runs() -> None:
+    """What backward itself asks the other ranks would queue behind it."""
+    (early, expected), (late, gradients) = run_ranks(_sent_in_backward, 2, timeout=60)[0].values()
+    assert (early, late) == (2, 0)
+    assert all(map(torch.equal, gradients, expected))
+
+
 def _expected(step: int) -> list[torch.Tensor]:
     tower = Tower(seed=0)
     losses = torch.stack([tower.loss(rank, step) for rank in range(WORLD_SIZE)])
