@@ -34,8 +34,8 @@ class DenseSync(DataParallelWrapper):
     wire: the dtype that gradients travel in; alone they do not travel.
     accumulate: batches to an update, which is the mean of their gradients; bad ones are left out.
     in_flight: mode `delayed`: what the next dense step will be taken on.
-    launches_in_backward: as soon as a bucket is filled; else all at the end of backward, so that what backward itself
-    has to ask the other ranks (the gate's flag, rows of tables) does not queue behind them in the network.
+    launches_in_backward: as soon as a bucket is filled; else all at the end of backward, so that the gate looks at
+    gradients that nobody is adding to, and a bad batch sends nothing.
     """
 
     def __init__(

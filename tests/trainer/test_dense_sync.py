@@ -76,7 +76,7 @@ def _sent_in_backward(rank: int, world_size: int) -> dict[bool, tuple[int, list[
 
 
 def test_delayed_sends_nothing_while_backward_runs() -> None:
-    """What backward itself asks the other ranks would queue behind it."""
+    """The gate looks at gradients that nobody is adding to."""
     (early, expected), (late, gradients) = run_ranks(_sent_in_backward, 2, timeout=60)[0].values()
     assert (early, late) == (2, 0)
     assert all(map(torch.equal, gradients, expected))
