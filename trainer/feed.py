@@ -78,7 +78,9 @@ class Feed(Iterator[RequestBatch]):
                 self._is_over = True
                 raise StopIteration
             rows = self._rows_of(batch)
-        return wrap(batch, self._info, rows, self._mapper.groups, self._tasks, self._runtime.world_size)
+        wrapped = wrap(batch, self._info, rows, self._mapper.groups, self._tasks, self._runtime.world_size)
+        # From page-locked memory, which torch keeps and uses again, the copy to a GPU goes on behind the host's back.
+        return wrapped.pin_memory() if self._runtime.device.type == "cuda" else wrapped
 
     def look_ahead(self) -> None:
         """Maps the next batch already, if there is one: what it evicts is known before it is trained. Collective."""
