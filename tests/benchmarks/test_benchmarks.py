@@ -85,7 +85,7 @@ KEYS = {
 @pytest.mark.parametrize(
     "name",
     [
-        "train_step",
+        pytest.param("train_step", marks=pytest.mark.slow),
         "plan",
         pytest.param("embeddings", marks=pytest.mark.slow),
         pytest.param("recording", marks=pytest.mark.slow),

@@ -71,6 +71,7 @@ def executors(count: int, feed: str = "wide", carry: Carry = carry_window) -> li
     return [RayExecutor(feed, purpose, carry=carry) for _ in range(count)]
 
 
+@pytest.mark.slow
 def test_bundled_windows_give_the_same_bits_from_any_position(folder: Path, feeds: None) -> None:
     pass_ = make_pass(folder, order="shuffle", epochs=3)
     positions = [batch.position for batch in batches(pass_, 1, 0, None, ThreadExecutor())]

@@ -18,7 +18,7 @@ from tests.trainer.runs import Run, differing, newest_state, saved_tensors, tiny
 from trainer.checkpoint import manifest
 from trainer.run_dir import RunDir
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 TABLES = {
     "item": Table(rows=256, sharding="column_wise"),

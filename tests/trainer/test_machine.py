@@ -46,9 +46,9 @@ def test_fewer_cores_than_workers_pin_nobody() -> None:
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_a_worker_is_placed_where_that_is_wanted(wanted: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_worker_is_placed_where_that_is_wanted(wanted: bool) -> None:
     allowed = os.sched_getaffinity(0)
     runtime: Any = SimpleNamespace(rank=0, local_world_size=len(allowed))
-    with caplog.at_level("INFO"), _placed(Launch(pin_cores=wanted), runtime):
+    with _placed(Launch(pin_cores=wanted), runtime):
         assert len(os.sched_getaffinity(0)) == (1 if wanted else len(allowed))
-    assert ("launch.pin_cores" in caplog.text) == wanted
+    assert os.sched_getaffinity(0) == allowed

@@ -33,6 +33,7 @@ LEGS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_any_plan_to_any_plan_through_the_trainer(tmp_path: Path) -> None:
     rows = write_segments(tmp_path / "rows", {"2026-01-01": [14, 9], "2026-01-02": [11, 1]})

@@ -148,6 +148,7 @@ def evaluating_long(rank: int, world_size: int, run: Run) -> list[str]:
     return said.lines
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_a_long_evaluation_is_no_stall(tmp_path: Path) -> None:
     write_segments(tmp_path / "rows", {"2026-01-01": [10], "2026-01-02": [30]})
