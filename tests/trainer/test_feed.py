@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 
 from pipelines.errors import DataError
@@ -42,7 +43,7 @@ def feed_of(
     stream: Stream, wants: Callable[[], tuple[bool, bool]] = lambda: (False, False), world_size: int = 1
 ) -> Feed:
     feed.wrap = lambda batch, info, *_: (batch.number, info)  # type: ignore[assignment]
-    runtime = SimpleNamespace(world_size=world_size, control=dist.group.WORLD)
+    runtime = SimpleNamespace(world_size=world_size, control=dist.group.WORLD, device=torch.device("cpu"))
     mapper = SimpleNamespace(mark=lambda _: None, rows_of=lambda *_, **__: {}, groups={})
     return Feed(cast(Any, stream), cast(Any, mapper), (), cast(Any, runtime), wants=wants)
 
