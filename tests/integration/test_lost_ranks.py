@@ -4,6 +4,7 @@ from its newest checkpoint."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_the_lost_rank_is_named_and_the_run_goes_on(
     assert "`--resume auto` goes on" in ended.errors[0]
     assert "this is a bug" not in ended.err
     if number == signal.SIGSTOP and under_torchrun:
-        assert "has said nothing for 2 s; waiting for it: 0" in ended.err
+        assert re.search(r"has said nothing for \d s; waiting for it: 0", ended.err)
     step = latest_step(tmp_path / "run") + 1
     arguments = ("--resume", "auto", "--launch.backend", "inline", "--launch.workers", "1", "--max-steps", str(step))
     resumed = call(tmp_path, "train", "--config", "run.toml", "--run-dir", "run", *arguments)
