@@ -158,11 +158,10 @@ class DenseSync(DataParallelWrapper):
         self._launch_rest()
         self._filling.wait()
 
-    def hold(self, examples: int) -> dict[str, torch.Tensor]:
-        """Before a checkpoint is loaded: memory for what was in flight in it, by parameter."""
+    def hold(self, examples: int) -> None:
+        """Before a checkpoint is loaded: memory for what was in flight in it, which `in_flight_tensors` hands out."""
         self.in_flight = Update(self._spare or self._make(), examples)
         self._spare = None
-        return self.in_flight_tensors()
 
     def in_flight_tensors(self) -> dict[str, torch.Tensor]:
         """{parameter's name: its gradient}, the mean over ranks; waits for it."""
