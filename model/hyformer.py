@@ -30,6 +30,7 @@ from torch import nn
 from model.attention import paddings
 from model.block import NORM_EPS
 from model.config import Model
+from model.head import task_head
 from model.hyformer_encoders import HistoryLayer, HistoryPlaces
 from model.inputs import InputSpec, RankerInput
 from model.query_boosting import QueryBoosting
@@ -127,9 +128,7 @@ class HyFormer(nn.Module):
         )
         self.layers = nn.ModuleList(HyFormerLayer(spec, config) for _ in range(config.num_layers))
         self.final_norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
-        self.head = nn.Linear(config.dim, len(spec.tasks))
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        self.head = task_head(config.dim, len(spec.tasks))
 
     def forward(self, batch: RankerInput) -> torch.Tensor:
         """Logits [C, K], float32 (float64 for a float64 module), in the order of the candidates."""

@@ -29,6 +29,7 @@ from torch import nn
 from model.attention import attend
 from model.block import NORM_EPS
 from model.config import Model
+from model.head import task_head
 from model.inputs import InputSpec, RankerInput
 from model.onetrans_places import Asks, LayerPlaces, OneTransPlaces, OwnStretch, kept_tokens, onetrans_places
 from model.rope import rotate, rotation
@@ -190,9 +191,7 @@ class OneTrans(nn.Module):
             OneTransBlock(config, num_own, top=level == config.num_layers) for level in range(1, config.num_layers + 1)
         )
         self.final_norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
-        self.head = nn.Linear(config.dim, len(spec.tasks))
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        self.head = task_head(config.dim, len(spec.tasks))
 
     def forward(self, batch: RankerInput) -> torch.Tensor:
         """Logits [S, K], float32 (float64 for a float64 module), in the order of the candidates or of the supervised

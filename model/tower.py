@@ -13,6 +13,7 @@ from torch import nn
 from model.attention import make_layouts
 from model.block import NORM_EPS, Block
 from model.config import Model
+from model.head import task_head
 from model.inputs import InputSpec, RankerInput
 from model.rope import rotation
 from model.stream import Stream, build_stream
@@ -44,9 +45,7 @@ class StreamTower(nn.Module):
         )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final_norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
-        self.head = nn.Linear(config.dim, len(spec.tasks))
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        self.head = task_head(config.dim, len(spec.tasks))
 
     def forward(self, batch: RankerInput) -> torch.Tensor:
         """Logits [S, K], float32 (float64 for a float64 module), in the order of the candidates or of the supervised
