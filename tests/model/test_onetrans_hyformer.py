@@ -5,20 +5,19 @@ from __future__ import annotations
 
 import copy
 import random
-from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 
 from model.hyformer import boosted_tokens
-from model.inputs import InputSpec, RankerInput
+from model.inputs import RankerInput
 from model.parameter_axes import parameter_axes
 from model.query_boosting import TokenMixing
 from model.rankers import build_ranker, check_ranker
-from model.tokens import group_fields
 from tests.model import reference_hyformer, reference_onetrans
-from tests.model.builders import SECOND, float_leaves, make_config, make_input, make_spec, rows_of_history, select
+from tests.model.builders import SECOND, make_config, make_input, make_spec, rows_of_history, select
+from tests.model.comparing import assert_equal_to
 
 LENGTHS = {"seen": [4, 0, 6, 1], "bought": [2, 0, 0, 3], "liked": [1, 0, 2, 0]}
 CANDIDATES = [3, 1, 2, 4]
@@ -91,34 +90,7 @@ def test_forward_and_gradients_equal_the_reference(case: str) -> None:
     lengths = {h.name: [draw.choice([0, draw.randint(1, 5)]) for _ in range(3)] for h in spec.histories}
     candidates = [draw.randint(1, 2) for _ in range(3)]
     batch = make_input(spec, lengths or {"none": [0] * 3}, candidates, seed=draw.randint(0, 99))
-    assert_equal_to(reference, spec, {"kind": kind, **config_changes}, batch)
-
-
-def assert_equal_to(reference: ModuleType, spec: InputSpec, config_changes: dict, batch: RankerInput) -> None:
-    config = make_config(**config_changes)
-    torch.manual_seed(1)
-    ranker = build_ranker(spec, config).double()
-    with torch.no_grad():
-        for parameter in ranker.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    leaves = [leaf.requires_grad_() for leaf in float_leaves(batch)] + list(ranker.parameters())
-    groups = group_fields([field.name for field in spec.static], config.tokens)
-
-    ours, theirs = ranker(batch), reference.logits(spec, config, groups, dict(ranker.named_parameters()), batch)
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-    pull = torch.randn(ours.shape, dtype=torch.float64)
-    expected = torch.autograd.grad((theirs * pull).sum(), leaves, allow_unused=True)
-    found = torch.autograd.grad((ours * pull).sum(), leaves, allow_unused=True)
-    for leaf, ours_grad, theirs_grad in zip(leaves, found, expected, strict=True):
-        zeros = torch.zeros_like(leaf)
-        torch.testing.assert_close(
-            zeros if ours_grad is None else ours_grad,
-            zeros if theirs_grad is None else theirs_grad,
-            rtol=1e-9,
-            atol=1e-10,
-        )
-    of_parameters = found[len(found) - len(list(ranker.parameters())) :]
-    assert all(gradient is not None for gradient in of_parameters), "a gradient all-reduce would stall"
+    assert_equal_to(reference.logits, spec, make_config(**{"kind": kind, **config_changes}), batch)
 
 
 @pytest.mark.parametrize(("kind", "supervision", "changes"), KINDS)

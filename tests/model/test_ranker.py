@@ -14,6 +14,7 @@ from model.inputs import RankerInput
 from model.rankers import build_ranker, check_ranker
 from model.tokens import group_fields
 from tests.model.builders import SECOND, make_config, make_input, make_spec, select
+from tests.model.comparing import assert_repeats_itself
 
 LENGTHS = {"seen": [5, 0, 8, 1, 3], "bought": [2, 0, 0, 3, 1]}
 CANDIDATES = [3, 1, 2, 4, 1]
@@ -146,12 +147,7 @@ def test_logits_are_float32_from_single_and_half_width_modules() -> None:
 
 def test_the_same_step_twice_gives_the_same_bits() -> None:
     ranker, batch = build("history")
-    gradients = []
-    for _ in range(2):
-        ranker.zero_grad()
-        ranker(batch).square().sum().backward()
-        gradients.append([parameter.grad.clone() for parameter in ranker.parameters() if parameter.grad is not None])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert_repeats_itself(ranker, batch)
 
 
 def test_fields_become_tokens_one_by_one_or_in_even_groups() -> None:

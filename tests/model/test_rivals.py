@@ -14,6 +14,7 @@ from model.config import Model
 from model.inputs import RankerInput
 from model.rankers import build_ranker, check_ranker
 from tests.model.builders import make_config, make_input, make_spec, select
+from tests.model.comparing import assert_repeats_itself
 from tests.model.test_rivals_reference import SMALL, small
 
 LENGTHS = {"seen": [5, 0, 8, 1, 3], "bought": [2, 0, 0, 3, 1]}
@@ -132,12 +133,7 @@ def test_logits_are_float32_from_single_and_half_width_modules(kind: str, superv
 @of_each_kind
 def test_the_same_step_twice_gives_the_same_bits(kind: str) -> None:
     ranker, batch = build(kind, "history")
-    gradients = []
-    for _ in range(2):
-        ranker.zero_grad()
-        ranker(batch).square().sum().backward()
-        gradients.append([parameter.grad.clone() for parameter in ranker.parameters() if parameter.grad is not None])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert_repeats_itself(ranker, batch)
 
 
 def test_din_holds_one_block_of_pairs_though_a_row_has_half_the_square_of_its_length() -> None:

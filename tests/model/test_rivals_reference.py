@@ -5,14 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
-import torch
 
 from model.config import Model
 from model.inputs import InputSpec
-from model.rankers import build_ranker
-from model.tokens import group_fields
 from tests.model import rivals_reference
-from tests.model.builders import float_leaves, make_config, make_input, make_spec
+from tests.model.builders import make_config, make_input, make_spec
+from tests.model.comparing import assert_equal_to
 
 SMALL = {
     "dcnv2": {"cross_layers": 2, "hidden": (7, 5)},
@@ -44,25 +42,8 @@ def small(kind: str, **changes: object) -> Model:
 
 
 def compare(spec: InputSpec, config: Model, lengths: dict[str, list[int]], candidates: list[int], seed: int) -> None:
-    """Logits, and gradients of every input and parameter."""
-    torch.manual_seed(seed)
-    ranker = build_ranker(spec, config).double()
-    with torch.no_grad():
-        for parameter in ranker.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
     batch = make_input(spec, lengths, candidates, seed)
-    leaves = [leaf.requires_grad_() for leaf in float_leaves(batch)] + list(ranker.parameters())
-    groups = group_fields([field.name for field in spec.static], config.tokens)
-
-    ours = ranker(batch)
-    theirs = rivals_reference.logits(spec, config, groups, dict(ranker.named_parameters()), batch)
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-
-    pull = torch.randn(ours.shape, dtype=torch.float64)
-    expected = torch.autograd.grad((theirs * pull).sum(), leaves, allow_unused=True, materialize_grads=True)
-    found = torch.autograd.grad((ours * pull).sum(), leaves, allow_unused=True, materialize_grads=True)
-    for ours_grad, theirs_grad in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours_grad, theirs_grad, rtol=1e-9, atol=1e-10)
+    assert_equal_to(rivals_reference.logits, spec, config, batch, seed)
 
 
 @pytest.mark.parametrize("case", CASES)
