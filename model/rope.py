@@ -22,6 +22,17 @@ def rotation(position_N: torch.Tensor, head_dim: int, base: float, dtype: torch.
 
 def rotate(x_NHh: torch.Tensor, by_N1p: torch.Tensor) -> torch.Tensor:
     """In x's dtype; half-width ones are turned in float32."""
-    wide = torch.float64 if by_N1p.dtype == torch.complex128 else torch.float32
-    pairs_NHp = torch.view_as_complex(x_NHh.to(wide).unflatten(-1, (-1, 2)))  # type: ignore[no-untyped-call]
+    pairs_NHp = torch.view_as_complex(x_NHh.to(_wide(by_N1p)).unflatten(-1, (-1, 2)))  # type: ignore[no-untyped-call]
     return torch.view_as_real(pairs_NHp * by_N1p).flatten(-2).to(x_NHh.dtype)
+
+
+def rotate_(x_NHh: torch.Tensor, by_N1p: torch.Tensor) -> torch.Tensor:
+    """`rotate` of a tensor that nobody else reads, which it may overwrite and which may be a part of wider rows. For
+    autograd functions: not differentiable."""
+    wide_NHh = x_NHh.to(_wide(by_N1p), memory_format=torch.contiguous_format)
+    torch.view_as_complex(wide_NHh.unflatten(-1, (-1, 2))).mul_(by_N1p)  # type: ignore[no-untyped-call]
+    return wide_NHh.to(x_NHh.dtype)
+
+
+def _wide(by_N1p: torch.Tensor) -> torch.dtype:
+    return torch.float64 if by_N1p.dtype == torch.complex128 else torch.float32
