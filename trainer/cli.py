@@ -86,11 +86,17 @@ def plan(
 @cli.command()
 @click.option("--run", required=True, metavar="D", help="Run directory; its newest complete checkpoint is taken.")
 @click.option("--data", "rows", metavar="P", help="Request rows to score.  [default: the run's evaluation segments]")
-def evaluate(run: str, rows: str | None) -> None:
+@click.option(
+    "--collapse",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Rows whose tokens are looked at layer by layer.  [default: the run's train.collapse_rows]",
+)
+def evaluate(run: str, rows: str | None, collapse: int | None) -> None:
     """Score a trained run: NE, AUC, GAUC and calibration per task."""
     from trainer.evaluate_verb import evaluate as score  # noqa: PLC0415
 
-    score(run, rows)
+    score(run, rows, collapse)
 
 
 @cli.command()

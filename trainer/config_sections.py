@@ -68,6 +68,8 @@ class Train(Frozen):
     bucket_mb, first_bucket_mb: size of a bucket of gradients, and of the one that is ready first.
     accumulate: batches of `data.global_batch` rows to one dense step, taken on the mean of their gradients. The tables
                 are updated at every one of them. Steps are counted in batches.
+    collapse_rows: request rows of an evaluation, its first ones, whose tokens are looked at layer by layer: effective
+                ranks, and attention on fields (docs/collapse.md); 0 = off.
     """
 
     seed: int = 1
@@ -81,6 +83,7 @@ class Train(Frozen):
     bucket_mb: float = Field(default=25.0, gt=0)
     first_bucket_mb: float = Field(default=1.0, gt=0)
     accumulate: int = Field(default=1, gt=0)
+    collapse_rows: int = Field(default=0, ge=0)
 
 
 class Checkpoint(Frozen):

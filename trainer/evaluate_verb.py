@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines.segments import find_segments
@@ -16,8 +17,9 @@ from trainer.run_dir import RunDir
 from trainer.stop import LocalStop
 
 
-def evaluate(run: str, rows: str | None) -> None:
-    """Score the run's evaluation segments, or all of `rows`, and print the table. Raises CheckpointError, DataError, or
+def evaluate(run: str, rows: str | None, collapse: int | None = None) -> None:
+    """Score the run's evaluation segments, or all of `rows`, and print the table. collapse: of
+    `train.collapse_rows`, None for the run's own. Raises CheckpointError, DataError, or
     ConfigError where there is nothing to score."""
     run_dir = RunDir(Path(run).absolute())
     if not run_dir.config.is_file():
@@ -25,6 +27,8 @@ def evaluate(run: str, rows: str | None) -> None:
             f"'{run}' has no config.toml → every run directory that training began in has one → check --run"
         )
     config = load_config(run_dir.config)
+    if collapse is not None:
+        config = replace(config, train=config.train.model_copy(update={"collapse_rows": collapse}))
     if not rows and not find_segments(config.data).eval:
         raise ConfigError(
             f"run '{run}' has no evaluation segments → evaluation needs rows to score → name them with --data P"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipelines.reading import BY_LENGTH, RowCost
 from pipelines.segments import Segment
 from pipelines.stream import Executor
 from pipelines.windows import Pass
+from trainer.collapse import CollapseSample
 from trainer.config import Config
 from trainer.device_batch import RequestBatch
 from trainer.feed import open_feed
@@ -77,13 +79,16 @@ class Evaluator:
         feed = open_feed(pass_, None, self._executor, self._mapper, self._runtime, state.step, train=False)
         limit = -(-rows // config.data.global_batch) if rows else None
         try:
-            found = predict(
-                model,
-                _beating(itertools.islice(feed, limit), state.step, self._runtime),
-                tuple(config.schema.tasks),
-                config.schema.supervised_history if config.schema.supervision == "history" else "",
-                self._runtime,
-            )
+            sample = CollapseSample(config.train.collapse_rows, self._runtime)
+            with sample.watching(model) if config.train.collapse_rows else nullcontext():
+                found = predict(
+                    model,
+                    _beating(itertools.islice(feed, limit), state.step, self._runtime),
+                    tuple(config.schema.tasks),
+                    config.schema.supervised_history if config.schema.supervision == "history" else "",
+                    self._runtime,
+                )
+            collapse = sample.figures()
         finally:
             feed.close()
         tasks = found.tasks.items()
@@ -95,6 +100,7 @@ class Evaluator:
             gauc={task: gauc(a["probability"], a["label"], a["user"], a["weight"]) for task, a in tasks},
             rows=found.rows,
             seconds=time.perf_counter() - started,
+            collapse=collapse,
         )
         if self._runtime.is_first:  # where the predictions are
             self._telemetry.eval(record)

@@ -18,6 +18,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from embeddings.health import TableFigures
+from model.collapse import Spectrum
+from trainer.collapse import Collapse
 from trainer.config_sections import Telemetry as TelemetryConfig
 from trainer.errors import ConfigError
 from trainer.metrics.exact import Gauc
@@ -56,6 +58,15 @@ ITEM = TableFigures("vocabulary", False, 0.5, 0.1, 0.02, 0.0, 7, 0, 0.4, 1.5, 3.
 EVAL = EvalRecord(
     400, 51_200, "dt=2026-11-21", {"click": CLICK}, {"click": Gauc(0.7021, 50, 0.1)}, rows=300, seconds=1.5
 )
+LABELS = {"task", "split", "rank", "name", "table", "part", "tokens", "queries", "layer"}
+SHARES = {"field": [0.25], "sep": [0.25], "history": [0.25], "candidate": [None], "self": [0.25]}
+COLLAPSE = Collapse(
+    rows=12,
+    dim=4,
+    spectra={"sequence": [Spectrum(9, None, None, ()), Spectrum(9, 2.5, 2.0, (0.7, 0.2, 0.1, 0.0))]},
+    attention={"sequence": SHARES},
+    even={"sequence": SHARES},
+)
 
 
 def _scrape(url: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -83,7 +94,7 @@ def test_every_declared_metric_is_served_and_nothing_else() -> None:
         assert math.isnan(before["tokenformer_train_ne", (("task", "click"),)])
         endpoint.train(TRAIN)
         endpoint.train(replace(TRAIN, step=420, loss=float("inf"), tasks={"click": ONE_CLASS}, tables={"item": ITEM}))
-        endpoint.eval(EVAL)
+        endpoint.eval(replace(EVAL, collapse=COLLAPSE))
         endpoint.checkpoint(400, 12_345, 2.5)
         endpoint.event("segment")
         found = _scrape(endpoint.url)
@@ -98,6 +109,8 @@ def test_every_declared_metric_is_served_and_nothing_else() -> None:
     assert math.isnan(found["tokenformer_train_auc", (("task", "click"),)])
     assert found["tokenformer_data_through_timestamp_seconds", ()] == THROUGH / 1e6
     assert found["tokenformer_eval_gauc", (("split", "dt=2026-11-21"), ("task", "click"))] == 0.7021
+    assert found["tokenformer_effective_rank", (("layer", "1"), ("tokens", "sequence"))] == 2.5
+    assert found["tokenformer_attention_on_fields", (("layer", "1"), ("queries", "sequence"))] == 0.25
     assert found["tokenformer_checkpoint_bytes", ()] == 12_345
     assert found["tokenformer_step_part_seconds", (("part", "forward"),)] == 0.0653
     with pytest.raises(OSError):
@@ -111,7 +124,7 @@ def test_declared_names_follow_the_rules() -> None:
         assert metric.name.endswith("_total") == (metric.kind == "counter"), metric
         assert metric.unit in ("", "seconds", "bytes"), metric
         assert metric.name.endswith(metric.unit), metric
-        assert set(metric.labels) <= {"task", "split", "rank", "name", "table", "part"}, metric
+        assert set(metric.labels) <= LABELS, metric
 
 
 def test_a_taken_port_is_one_line() -> None:
@@ -333,3 +346,23 @@ def _printed(closing: Any) -> str:
     screen = Console(width=80, record=True, file=io.StringIO())
     screen.print(closing, crop=False)
     return screen.export_text()
+
+
+def test_collapse_is_in_the_line_of_its_evaluation_and_at_the_end(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    telemetry = Telemetry(run_dir, TelemetryConfig(prometheus=False, tensorboard=False), 0, ["click"])
+    telemetry.eval(EVAL)
+    telemetry.eval(replace(EVAL, split="later", collapse=COLLAPSE))
+    result = telemetry.finish()
+    telemetry.close()
+    without, line = _lines(run_dir)
+    assert "collapse" not in without
+    assert line["collapse"]["effective_rank"] == {"sequence": [None, 2.5]}
+    assert line["collapse"]["spectrum"] == {"sequence": [[], [0.7, 0.2, 0.1, 0.0]]}
+    assert line["collapse"]["attention"]["sequence"]["field"] == [0.25]
+    screen = Console(width=80, record=True)
+    screen.print(closing_table(result))
+    text = screen.export_text()
+    assert "effective rank by layer, of 4 (12 rows)" in text
+    assert "sequence – 2.5" in text
+    assert "sequence 25.0" in text

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from trainer.telemetry.console import UNKNOWN, number, rate
+from trainer.telemetry.console import UNKNOWN, collapse_line, number, rate
 
 NUMBERS = ("loss", "NE", "AUC", "GAUC", "cal", "examples")
 TABLE_NUMBERS = {
@@ -37,6 +37,8 @@ def closing_table(result: Mapping[str, Any], commands: Sequence[str] = ()) -> Gr
         parts += [_line(f"train: before each update, since the last log{over}")]
     for record in result.get("evals", ()):
         _add_rows(table, record["split"], record["tasks"])
+        if record.get("collapse"):
+            parts += [_line(part) for part in collapse_line(record["collapse"]).split(" · ")]
     if result.get("tables"):
         parts += [Text(""), _tables(result["tables"])]
     places: Mapping[str, str] = result.get("places", {})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from trainer.metrics.exact import Gauc
 from trainer.metrics.values import TaskValues
@@ -39,6 +41,19 @@ def eval_line(record: EvalRecord) -> str:
     """`evaluation of dt=2026-11-20 at step 400 · click NE .871 AUC .744 GAUC .702 cal 1.00`"""
     parts = [f"evaluation of {record.split} at step {record.step}"]
     return " · ".join(parts + [f"{task} {_scores(v, record.gauc.get(task))}" for task, v in record.tasks.items()])
+
+
+def collapse_line(collapse: Mapping[str, Any]) -> str:
+    """`effective rank by layer, of 64 (256 rows) · sequence 21.0 30.4 28.1 · field 3.2 9.1 9.9 · attention on fields,
+    % · sequence 12.0 3.1`; of Collapse.to_json."""
+
+    def layers(values: Sequence[float | None], times: float = 1.0) -> str:
+        return " ".join(number(None if value is None else times * value, 1) for value in values)
+
+    parts = [f"effective rank by layer, of {collapse['dim']} ({collapse['rows']} rows)"]
+    parts += [f"{kind} {layers(values)}" for kind, values in collapse["effective_rank"].items()]
+    looked = [f"{kind} {layers(keys['field'], 100.0)}" for kind, keys in collapse["attention"].items()]
+    return " · ".join([*parts, *(["attention on fields, %", *looked] if looked else [])])
 
 
 def _scores(values: TaskValues, gauc: Gauc | None = None) -> str:

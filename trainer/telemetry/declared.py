@@ -72,6 +72,16 @@ METRICS = (
     Metric("eval_gauc", "gauge", "", "AUC averaged over users, last evaluation", ("split", "task")),
     Metric("eval_calibration", "gauge", "", "Predicted over observed positives, last evaluation", ("split", "task")),
     Metric("eval_loss", "gauge", "", "Log loss of the last evaluation", ("split", "task")),
+    Metric(
+        "effective_rank", "gauge", "", "Of a layer's tokens, last evaluation with collapse_rows", ("tokens", "layer")
+    ),
+    Metric(
+        "attention_on_fields",
+        "gauge",
+        "",
+        "Share of a layer's attention, last evaluation with collapse_rows",
+        ("queries", "layer"),
+    ),
     Metric("checkpoints_total", "counter", "", "Checkpoints committed by this process"),
     Metric("checkpoint_timestamp_seconds", "gauge", "seconds", "When the newest was committed, since 1970"),
     Metric("checkpoint_step", "gauge", "", "Step of the newest checkpoint"),

@@ -32,7 +32,8 @@ def train_line(record: TrainRecord) -> dict[str, Any]:
 
 
 def eval_line(record: EvalRecord) -> dict[str, Any]:
-    """Keys of kind eval. gauc_left_out_share: of the examples, of users with one class only."""
+    """Keys of kind eval. gauc_left_out_share: of the examples, of users with one class only. collapse: only where
+    it was looked at."""
     tasks = {}
     for task, values in record.tasks.items():
         gauc = record.gauc.get(task)
@@ -41,7 +42,8 @@ def eval_line(record: EvalRecord) -> dict[str, Any]:
             "gauc_users": gauc.users if gauc else None,
             "gauc_left_out_share": gauc.left_out_share if gauc else None,
         }
-    return {"split": record.split, "rows": record.rows, "seconds": record.seconds, "tasks": tasks}
+    line = {"split": record.split, "rows": record.rows, "seconds": record.seconds, "tasks": tasks}
+    return line | ({"collapse": record.collapse.to_json()} if record.collapse else {})
 
 
 def task_values(values: TaskValues) -> dict[str, float | None]:

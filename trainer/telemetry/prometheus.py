@@ -88,6 +88,13 @@ class Prometheus:
                 self._set(f"eval_{name}", getattr(values, name), record.split, task)
             if task in record.gauc:
                 self._set("eval_gauc", record.gauc[task].value, record.split, task)
+        if record.collapse is not None:
+            for kind, spectra in record.collapse.spectra.items():
+                for layer, found in enumerate(spectra):
+                    self._set("effective_rank", found.effective_rank, kind, str(layer))
+            for kind, keys in record.collapse.attention.items():
+                for layer, share in enumerate(keys["field"], start=1):
+                    self._set("attention_on_fields", share, kind, str(layer))
 
     def checkpoint(self, step: int, size: int, seconds: float, stall_seconds: float = 0.0) -> None:
         """The newest one."""

@@ -6,10 +6,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from embeddings.health import TableFigures
 from trainer.metrics.exact import Gauc
 from trainer.metrics.values import TaskValues
+
+if TYPE_CHECKING:  # it imports the tower
+    from trainer.collapse import Collapse
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class TrainRecord:
 @dataclass(frozen=True)
 class EvalRecord:
     """An evaluation of the model as it stood at `step`. split: the segment's name, or what else was scored. rows:
-    scored."""
+    scored. collapse: of a sample of them, where that is wanted."""
 
     step: int
     examples: int
@@ -61,6 +65,7 @@ class EvalRecord:
     gauc: Mapping[str, Gauc] = field(default_factory=dict)
     rows: int = 0
     seconds: float | None = None
+    collapse: Collapse | None = None
 
     @property
     def scores(self) -> dict[str, float]:

@@ -92,6 +92,8 @@ class Telemetry:
         if self._board is not None:
             self._board.eval(record)
         self._write("eval", record.step, record.examples, jsonl.eval_line(record), console.eval_line(record))
+        if record.collapse is not None and self._lines is not None and not self._quiet:
+            log.info("%s", console.collapse_line(record.collapse.to_json()))
 
     def checkpoint(
         self,
