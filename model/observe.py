@@ -71,20 +71,18 @@ def _plain_block(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the block puts out for all tokens, and where each looked. seen: bool [L, L] of each row, in packed order."""
     counts = [seen_LL.shape[0] for seen_LL in seen]
-    normed_ND = block.attention_norm(x_ND)
-    key_ND, value_ND = block.key_value(normed_ND).chunk(2, dim=-1)
-    query_NHh = rotate(block._heads(block.query(normed_ND)), rotation_N)
-    key_NHh, value_NHh = rotate(block._heads(key_ND), rotation_N), block._heads(value_ND)
+    _, query_NHh, key_NHh, value_NHh, gate_ND = block.before_attention(x_ND, None, x_ND.dtype)
+    query_NHh, key_NHh = rotate(query_NHh, rotation_N), rotate(key_NHh, rotation_N)
     mixed, weights = [], []
     for query_LHh, key_LHh, value_LHh, seen_LL in zip(
         *(torch.split(part, counts) for part in (query_NHh, key_NHh, value_NHh)), seen, strict=True
     ):
-        scores_HLL = query_LHh.transpose(0, 1) @ key_LHh.permute(1, 2, 0) * block.head_dim**-0.5
+        scores_HLL = query_LHh.transpose(0, 1) @ key_LHh.permute(1, 2, 0) * query_NHh.shape[-1] ** -0.5
         weights_HLL = scores_HLL.masked_fill(~seen_LL, -torch.inf).softmax(dim=-1)
         mixed.append((weights_HLL @ value_LHh.transpose(0, 1)).transpose(0, 1).flatten(1))
         weights.append(weights_HLL.mean(dim=0))
-    x_ND = x_ND + block._gated_output(torch.cat(mixed), x_ND if block.gate_on_raw else normed_ND)
-    return x_ND + block.ffn(block.ffn_norm(x_ND)), _shares_of_keys(weights, kind_N)
+    x_ND = block.after_attention(x_ND, torch.cat(mixed), gate_ND, None, None)
+    return x_ND, _shares_of_keys(weights, kind_N)
 
 
 def _shares_of_keys(weights: list[torch.Tensor], kind_N: torch.Tensor) -> torch.Tensor:
