@@ -8,7 +8,7 @@ differ) · K tasks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -65,7 +65,11 @@ class HistoryInput:
 @dataclass
 class RankerInput:
     """static {field: float [R, W]}; histories by name; candidates {field: float [C, W]}; candidate_lengths_R int64
-    (zeros in `history` supervision); time_R, clock_R int64 of the request."""
+    (zeros in `history` supervision); time_R, clock_R int64 of the request.
+
+    blocks: static fields that stand side by side already: {their names: float [R, ΣW]}, fields of one field token in
+    its order. A field is in `static` or in a block; thousands of fields come as few tensors.
+    """
 
     static: dict[str, torch.Tensor]
     histories: dict[str, HistoryInput]
@@ -73,3 +77,4 @@ class RankerInput:
     candidate_lengths_R: torch.Tensor
     time_R: torch.Tensor
     clock_R: torch.Tensor
+    blocks: dict[tuple[str, ...], torch.Tensor] = field(default_factory=dict)

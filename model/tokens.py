@@ -2,14 +2,16 @@
 
 There are no token-type embeddings and no additive positions. Shape suffixes: R request rows · M field tokens · E
 events of all histories, history after history · C candidates · P all tokens, kind by kind, as in stream.py · G gap
-features · W widths · D model width.
+features · W widths · X width of a token's inputs · D model width.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from model.config import Tokens
@@ -39,25 +41,86 @@ def _learned_vectors(*shape: int) -> nn.Parameter:
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))
 
 
+# Inputs of equal width up to this one are projected in one batched product: its weights are stacked anew in every step,
+# which costs more than a call of each only where they are wide (docs/benchmarks/many_fields.md).
+STACKED_WIDTH = 64
+
+
 class FieldTokens(nn.Module):
     """One token a field group: a linear layer of its own over the group's embeddings and dense values, concatenated →
-    [R, M, D]."""
+    [R, M, D].
+
+    Fields come one by one or in blocks (model.inputs.RankerInput): with blocks a step calls torch as often for
+    thousands of fields as for some dozens. A token of several blocks takes them as they come, its weights' columns put
+    into the same order, which costs the same for any number of rows.
+    """
 
     def __init__(self, fields: tuple[FieldSpec, ...], config: Tokens, dim: int) -> None:
         super().__init__()
         widths = {field.name: field.width for field in fields}
         self.groups = group_fields(list(widths), config)
         self.dim = dim
+        self._widths = widths
+        self._sources: tuple[tuple[tuple[str, ...], ...], list[list[tuple[str, ...]]]] = ((), [[] for _ in self.groups])
         self.projections = nn.ModuleList(_projection(sum(widths[name] for name in group), dim) for group in self.groups)
 
     def forward(self, batch: RankerInput, dtype: torch.dtype) -> torch.Tensor:
         if not self.groups:
             return batch.time_R.new_empty((batch.time_R.shape[0], 0, self.dim), dtype=dtype)
-        tokens = [
-            projection(torch.cat([batch.static[name].to(dtype) for name in group], dim=1))
-            for group, projection in zip(self.groups, self.projections, strict=True)
+        blocks = self._blocks_of_tokens(batch)
+        projections = cast(list[nn.Linear], list(self.projections))
+        inputs_M = [self._inputs(batch, *each, dtype) for each in zip(self.groups, blocks, strict=True)]
+        weights_M = [
+            self._weight(projection.weight, group, own)
+            for projection, group, own in zip(projections, self.groups, blocks, strict=True)
         ]
-        return torch.stack(tokens, dim=1)
+        biases_M: list[torch.Tensor] = [projection.bias for projection in projections]
+        widths = {inputs_RX.shape[1] for inputs_RX in inputs_M}
+        if len(inputs_M) > 1 and len(widths) == 1 and max(widths) <= STACKED_WIDTH:
+            weights_MXD = torch.stack(weights_M).transpose(1, 2)
+            tokens_MRD = torch.baddbmm(torch.stack(biases_M).unsqueeze(1), torch.stack(inputs_M), weights_MXD)
+            return tokens_MRD.transpose(0, 1)
+        return torch.stack([F.linear(*each) for each in zip(inputs_M, weights_M, biases_M, strict=True)], dim=1)
+
+    def _blocks_of_tokens(self, batch: RankerInput) -> list[list[tuple[str, ...]]]:
+        """The blocks of each token. Found anew only where a batch has other blocks than the one before it."""
+        given = tuple(batch.blocks)
+        if given != self._sources[0]:
+            token_of = {name: number for number, group in enumerate(self.groups) for name in group}
+            found: list[list[tuple[str, ...]]] = [[] for _ in self.groups]
+            for block in given:
+                numbers = {token_of[name] for name in block}
+                if len(numbers) != 1:
+                    raise ValueError(f"block {block} → its fields are of one field token → cut it by `group_fields`")
+                found[numbers.pop()].append(block)
+            self._sources = (given, found)
+        return self._sources[1]
+
+    def _inputs(
+        self, batch: RankerInput, group: tuple[str, ...], blocks: list[tuple[str, ...]], dtype: torch.dtype
+    ) -> torch.Tensor:
+        """[R, X]: the token's blocks, then its other fields."""
+        parts = [batch.blocks[block].to(dtype) for block in blocks]
+        parts += [batch.static[name].to(dtype) for name in _others(group, blocks)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _weight(self, weight_DX: torch.Tensor, group: tuple[str, ...], blocks: list[tuple[str, ...]]) -> torch.Tensor:
+        """[D, X] with its columns in the order of `_inputs`."""
+        order = [name for block in blocks for name in block] + _others(group, blocks)
+        if order == list(group):
+            return weight_DX
+        columns = dict(
+            zip(group, weight_DX.split_with_sizes([self._widths[name] for name in group], dim=1), strict=True)
+        )
+        return torch.cat([columns[name] for name in order], dim=1)
+
+
+def _others(group: tuple[str, ...], blocks: list[tuple[str, ...]]) -> list[str]:
+    """Fields of a token that are in none of its blocks."""
+    if not blocks:
+        return list(group)
+    in_blocks = {name for block in blocks for name in block}
+    return [name for name in group if name not in in_blocks]
 
 
 class EventTokens(nn.Module):

@@ -26,6 +26,7 @@ from trainer.config import Config
 from trainer.copies import Copies
 from trainer.dense_optim import DenseOptimizer
 from trainer.dense_sync import DenseSync
+from trainer.field_blocks import FieldBlocks, field_blocks
 from trainer.gate import GradientGate
 from trainer.layout import Layout, make_layout
 from trainer.make_ranker import make_ranker
@@ -46,6 +47,7 @@ class Assembly:
     sync: DenseSync
     specs: dict[str, TableSpec]
     layout: Layout
+    blocks: FieldBlocks
     plan: ShardingPlan
     touched: TouchedRows
     copies: Copies
@@ -118,6 +120,7 @@ def assemble(config: Config, runtime: Runtime) -> Assembly:
         sync=sync,
         specs=specs,
         layout=layout,
+        blocks=field_blocks(config.schema, specs, layout, config.model.tokens),
         plan=plan,
         touched=touched,
         copies=Copies(model, specs, touched, runtime, config.embeddings.replica_sync_steps),

@@ -13,7 +13,8 @@ from torchrec.streamable import Pipelineable
 
 from embeddings.tables import group_kjts
 from pipelines.batch import Batch, Position
-from trainer.group_index import GroupIndex, group_indices
+from trainer.field_blocks import FieldBlocks, dense_parts
+from trainer.group_index import GroupIndex, Key, group_indices
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ class StepInfo:
 class RequestBatch(Pipelineable):
     """kjts: {group: KJT keyed by table, stride 1}; indices: {group: its columns' values as positions in the rows that
     its KJT looks up}; the rest is legend of pipelines.batch. labels, weights float [S, K];
-    normalizers_K: Σ w over all ranks ÷ world size."""
+    dense: also of blocks (trainer.field_blocks); normalizers_K: Σ w over all ranks ÷ world size."""
 
     info: StepInfo
     kjts: dict[str, KeyedJaggedTensor]
     indices: dict[str, GroupIndex]
-    dense: dict[str, torch.Tensor]
+    dense: dict[Key, torch.Tensor]
     history_lengths: dict[str, torch.Tensor]
     times: dict[str, torch.Tensor]
     clocks: dict[str, torch.Tensor]
@@ -62,7 +63,7 @@ class RequestBatch(Pipelineable):
     host: Batch = field(repr=False)  # what these tensors were made of: the record of what was trained, users, requests
 
     def _map(self, fn: Callable[[Any], Any]) -> RequestBatch:
-        def each(tensors: dict[str, Any]) -> dict[str, Any]:
+        def each(tensors: dict[Any, Any]) -> dict[Any, Any]:
             return {k: fn(v) for k, v in tensors.items()}
 
         return replace(
@@ -122,18 +123,21 @@ def wrap(
     groups: dict[str, list[str]],
     tasks: tuple[str, ...],
     world_size: int,
+    blocks: FieldBlocks | None = None,
 ) -> RequestBatch:
     """The batch with its ids already mapped to table `rows` {table: int64 [U]}.
 
-    groups: {group: its tables}, best in the order of `embeddings.tables.key_order`.
+    groups: {group: its tables}, best in the order of `embeddings.tables.key_order`. blocks: columns that come side by
+    side; None = none do.
     """
     weights_SK = torch.stack([_tensor(batch.weights[t]) for t in tasks], dim=1)
     kjts = group_kjts(groups, rows)
+    blocks = blocks or FieldBlocks()
     return RequestBatch(
         info=info,
         kjts=kjts,
-        indices=group_indices(batch.fields, kjts),
-        dense={k: _tensor(v) for k, v in batch.dense.items()},
+        indices=group_indices(batch.fields, kjts, blocks.looked_up),
+        dense={k: _tensor(v) for k, v in dense_parts(batch.dense, blocks.dense).items()},
         history_lengths={k: _tensor(v).long() for k, v in batch.history_lengths.items()},
         times={k: _tensor(v) for k, v in batch.times.items()},
         clocks={k: _tensor(v) for k, v in batch.clocks.items()},

@@ -24,6 +24,7 @@ from trainer.collapse import CollapseSample
 from trainer.config import Config
 from trainer.device_batch import RequestBatch
 from trainer.feed import open_feed
+from trainer.field_blocks import FieldBlocks
 from trainer.metrics.exact import evaluate_task, gauc
 from trainer.runtime import Runtime
 from trainer.telemetry.records import EvalRecord
@@ -57,10 +58,11 @@ class Evaluator:
         cache: FooterCache | None = None,
         quarantine: str = "",
         cost: RowCost = BY_LENGTH,
+        blocks: FieldBlocks | None = None,
     ) -> None:
         self._config, self._segments, self._mapper, self._cache = config, segments, mapper, cache
         self._runtime, self._executor, self._telemetry = runtime, executor, telemetry
-        self._quarantine, self._cost = quarantine, cost
+        self._quarantine, self._cost, self._blocks = quarantine, cost, blocks
 
     def __call__(self, model: nn.Module, state: TrainState, rows: int = 0) -> EvalRecord:
         """rows: stop after about so many, 0 = all. The model must be detached from its training pipeline. Ids are
@@ -76,7 +78,9 @@ class Evaluator:
             quarantine=self._quarantine,
             cost=self._cost,
         )
-        feed = open_feed(pass_, None, self._executor, self._mapper, self._runtime, state.step, train=False)
+        feed = open_feed(
+            pass_, None, self._executor, self._mapper, self._runtime, state.step, train=False, blocks=self._blocks
+        )
         limit = -(-rows // config.data.global_batch) if rows else None
         try:
             sample = CollapseSample(config.train.collapse_rows, self._runtime)

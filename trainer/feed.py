@@ -23,6 +23,7 @@ from pipelines.stream import BatchStream, Executor, batches
 from pipelines.windows import Pass
 from trainer.bad_share import BadShare
 from trainer.device_batch import RequestBatch, StepInfo, wrap
+from trainer.field_blocks import FieldBlocks
 from trainer.runtime import Runtime
 from trainer.step_split import StepClock
 from trainer.table_health import TableHealth
@@ -35,7 +36,7 @@ class Feed(Iterator[RequestBatch]):
     one after it. train: whether the id maps learn; if not, ids are mapped as they were after `step`. wants: (stop,
     save): what this rank would like; any rank's wish becomes all ranks' at the same step.
     bad_share: fails the run where too many rows are bad, on all ranks. health: of the tables, told what ids were mapped
-    to in training. clock: of the step that it is read in.
+    to in training. clock: of the step that it is read in. blocks: of static columns.
     wait_seconds: time spent waiting for the reader since it was last reset. read_retries: of this rank's batches.
     stopping, saving: what was agreed, one call after it was wished for; `saved` ends the latter.
     """
@@ -52,11 +53,13 @@ class Feed(Iterator[RequestBatch]):
         bad_share: BadShare | None = None,
         health: TableHealth | None = None,
         clock: StepClock | None = None,
+        blocks: FieldBlocks | None = None,
     ) -> None:
         self._batches, self._mapper, self._tasks = batches, mapper, tasks
         self._runtime, self._train, self._wants = runtime, train, wants
         self._step, self._bad_share, self._health = step, bad_share, health
         self._clock = clock or StepClock(on=False)
+        self._blocks = blocks
         self.wait_seconds = 0.0
         self.read_retries = 0
         self.stopping = False
@@ -78,7 +81,9 @@ class Feed(Iterator[RequestBatch]):
                 self._is_over = True
                 raise StopIteration
             rows = self._rows_of(batch)
-        wrapped = wrap(batch, self._info, rows, self._mapper.groups, self._tasks, self._runtime.world_size)
+        wrapped = wrap(
+            batch, self._info, rows, self._mapper.groups, self._tasks, self._runtime.world_size, self._blocks
+        )
         # From page-locked memory, which torch keeps and uses again, the copy to a GPU goes on behind the host's back.
         return wrapped.pin_memory() if self._runtime.device.type == "cuda" else wrapped
 
@@ -226,6 +231,7 @@ def open_feed(
     wants: Callable[[], tuple[bool, bool]] = lambda: (False, False),
     health: TableHealth | None = None,
     clock: StepClock | None = None,
+    blocks: FieldBlocks | None = None,
 ) -> Feed:
     """The feed of what comes after the global batch at `done` (None = of the whole pass). Raises DataError when data
     and position differ."""
@@ -234,4 +240,6 @@ def open_feed(
     stream = None if over else batches(pass_, runtime.world_size, runtime.rank, start, executor)
     folder = pass_.reading.quarantine
     bad_share = BadShare(pass_.data.max_bad_share, folder) if folder else None
-    return Feed(stream, mapper, tuple(pass_.schema.tasks), runtime, step, train, wants, bad_share, health, clock)
+    return Feed(
+        stream, mapper, tuple(pass_.schema.tasks), runtime, step, train, wants, bad_share, health, clock, blocks
+    )

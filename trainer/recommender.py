@@ -18,6 +18,7 @@ from pipelines.batch import Batch
 from pipelines.hashing import derive_seed
 from trainer.device_batch import RequestBatch, StepInfo
 from trainer.gate import GradientGate
+from trainer.group_index import Key
 from trainer.layout import Layout
 
 
@@ -45,9 +46,13 @@ class Assemble(nn.Module):
     def forward(self, rows: dict[str, torch.Tensor], batch: RequestBatch) -> RankerInput:
         """Fields rebuilt a group of tables at a time (trainer.group_index)."""
         rows = self._gate.through(rows)
-        values = {name: dense.unsqueeze(1) if dense.dim() == 1 else dense for name, dense in batch.dense.items()}
+        values: dict[Key, torch.Tensor] = {
+            name: dense.unsqueeze(1) if dense.dim() == 1 else dense for name, dense in batch.dense.items()
+        }
         for group, index in batch.indices.items():
-            values |= index.columns(rows[group])
+            values |= index.parts(rows[group])
+        blocks = {key: found for key, found in values.items() if not isinstance(key, str)}
+        in_blocks = {column for block in blocks for column in block}
 
         def read(columns: dict[str, str]) -> dict[str, torch.Tensor]:
             return {field: values[column] for field, column in columns.items()}
@@ -65,12 +70,13 @@ class Assemble(nn.Module):
             for name in layout.event
         }
         return RankerInput(
-            static=read(layout.static),
+            static=read({field: column for field, column in layout.static.items() if column not in in_blocks}),
             histories=histories,
             candidates=read(layout.candidate),
             candidate_lengths_R=batch.request["candidate_lengths"],
             time_R=batch.request["time"],
             clock_R=batch.request["clock"],
+            blocks=blocks,
         )
 
 

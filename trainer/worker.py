@@ -229,7 +229,18 @@ def _join(
         return job.stop.requested(), due or checkpointer.failed  # to save says on every rank what one rank knows
 
     executor, evaluation = executors
-    evaluator = Evaluator(config, held_out, assembly.mapper, runtime, evaluation, telemetry, cache, quarantine, cost)
+    evaluator = Evaluator(
+        config,
+        held_out,
+        assembly.mapper,
+        runtime,
+        evaluation,
+        telemetry,
+        cache,
+        quarantine,
+        cost,
+        blocks=assembly.blocks,
+    )
     trainer = Trainer(
         config,
         assembly,
@@ -244,6 +255,7 @@ def _join(
             wants=wants,
             health=health,
             clock=assembly.clock,
+            blocks=assembly.blocks,
         ),
         reporter,
         checkpointer,
