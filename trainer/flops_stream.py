@@ -109,7 +109,8 @@ def _sum_to(n_R: Counts, width: float) -> Counts:
     """Σ min(width, i) for i = 1 … n."""
     inner_R = np.minimum(n_R, width)
     beyond_R: Counts = (n_R - inner_R) * (0.0 if np.isinf(width) else width)
-    return beyond_R + inner_R * (inner_R + 1) / 2
+    below_R: Counts = inner_R * (inner_R + 1) / 2
+    return beyond_R + below_R
 
 
 def _of_supervised_events(rows: StreamRows, window: int | None) -> Counts:
@@ -123,7 +124,8 @@ def _of_supervised_events(rows: StreamRows, window: int | None) -> Counts:
         window >= sees, np.minimum(np.floor((window - sees) / np.maximum(spread_R, 1e-9)) + 1, asked_R), 0.0
     )
     within_R: Counts = inside_R * sees + spread_R * inside_R * (inside_R - 1) / 2
-    return within_R + (asked_R - inside_R) * window
+    beyond_R: Counts = (asked_R - inside_R) * window
+    return within_R + beyond_R
 
 
 def stream_work(spec: InputSpec, config: Model, rows: Rows) -> Work:
