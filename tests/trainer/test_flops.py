@@ -68,3 +68,38 @@ def test_tokens_and_visible_pairs_are_those_of_cone_and_mask(supervision: str, c
         seen = visible(sights[queries], sights) & (stream.row_N[queries].unsqueeze(1) == stream.row_N)
         top = level == len(config.layer_windows) - 1
         assert visible_pairs(found, window, firsts[level + 1], top=top) == int(seen.sum()), f"layer {level}"
+
+
+@pytest.mark.parametrize("supervision", ["candidates", "history"])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("hstu", {}),
+        ("dcnv2", {}),
+        ("dcnv2", {"dcnv2": {"rank": 3, "hidden": ()}}),
+        ("din", {}),
+        ("onetrans", {}),
+        ("hyformer", {"hyformer": {"encoder": "full"}}),
+        ("hyformer", {"hyformer": {"encoder": "recent", "recent": 3}}),
+        ("hyformer", {"hyformer": {"encoder": "swiglu"}}),
+    ],
+)
+def test_products_of_every_kind_are_those_that_torch_counts(
+    kind: str, changes: dict[str, object], supervision: str
+) -> None:
+    """Those of packed tokens: the products that attention is made of on CPU run over padded places, and are left to the
+    test of visible pairs."""
+    if kind == "hyformer" and supervision == "history":
+        return
+    spec, config = make_spec(supervision), make_config(kind=kind, **changes)
+    lengths, candidates = {"seen": [0, 3, 8, 5]}, [2, 1, 0, 3] if supervision == "candidates" else [0] * 4
+    ranker = build_ranker(spec, config).double()
+    with FlopCounterMode(display=False) as counter:
+        ranker(make_input(spec, lengths, candidates))
+    ops = (*PRODUCTS, "aten.baddbmm")  # a network for each token or query: HyFormer's
+    counted = sum(flops for op, flops in counter.get_flop_counts()["Global"].items() if str(op).startswith(ops))
+    work = ranker_work(spec, config, rows_of(lengths, candidates))
+    own = sum(
+        part.flops for part in work.products if kind == "onetrans" and part.times > 1
+    )  # aten.bmm, as attention is
+    assert sum(product.flops for product in work.products) - own == counted
