@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +45,12 @@ class Predictions:
 
 class Evaluator:
     """Predicts the held-out segments with a model as it is and reports them. Called by the loop at its cadence and at
-    the end; collective."""
+    the end; collective.
+
+    keep: is given the predictions as well; set it for who wants more than scores.
+    """
+
+    keep: Callable[[Predictions], None] | None = None
 
     def __init__(
         self,
@@ -95,6 +100,8 @@ class Evaluator:
             collapse = sample.figures()
         finally:
             feed.close()
+        if self.keep is not None:
+            self.keep(found)
         tasks = found.tasks.items()
         record = EvalRecord(
             step=state.step,

@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from trainer.checkpoint.state import read_state
 from trainer.config import Config, dump_config
 from trainer.config_sections import Launch
 from trainer.consumed import open_recorder
-from trainer.evaluation import Evaluator
+from trainer.evaluation import Evaluator, Predictions
 from trainer.feed import open_feed
 from trainer.job import Job
 from trainer.loop import Trainer
@@ -171,9 +171,11 @@ def _steps_before(job: Job) -> int:
     return read_state(path, manifest.read_commit(path)).step
 
 
-def run_evaluation(job: Job, rows: str = "") -> dict[str, Any] | None:
+def run_evaluation(
+    job: Job, rows: str = "", keep: Callable[[Predictions], None] | None = None
+) -> dict[str, Any] | None:
     """The newest checkpoint of `job.run_dir` on its evaluation segments, or on all of `rows`. Returns metrics per task
-    on rank 0."""
+    on rank 0. keep: is given the predictions (of all ranks on rank 0, else empty)."""
     # It may run on other machines and fewer ranks than the model was trained on.
     job = replace(job, config=replace(job.config, embeddings=anywhere(job.config.embeddings)))
     launch = job.config.launch
@@ -194,6 +196,7 @@ def run_evaluation(job: Job, rows: str = "") -> dict[str, Any] | None:
             trainer, evaluator = _join(job, runtime, assembly, executors, segments, segments, telemetry)
             path = trainer.newest_good(run_dir) or run_dir.require_latest()
             trainer.resume(path)
+            evaluator.keep = keep
             evaluator(assembly.model, trainer.state)
             result = telemetry.finish() | {"places": {"run directory": job.run_dir, "checkpoint": spoken(path)}}
             telemetry.close()
