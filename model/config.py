@@ -94,6 +94,22 @@ class HyFormer(Frozen):
     recent: int = Field(default=32, gt=0)
 
 
+class Savings(Frozen):
+    """`[model.savings]`: of kinds "tokenformer" and "transformer". What the definition lets a step leave out, exact and
+    on by default; off to see what each is worth. A fourth, many supervised positions in one pass, is the schema's
+    choice (supervision = "history").
+
+    cone:         a layer computes only the tokens that a logit reads through the layers above it.
+    packed:       projections, gate, FFN and norms run on the batch's tokens alone; off: on rows padded to the longest.
+    request_rows: candidates of a request share its fields and history; off: each is a row with a copy of them. No
+                  effect on `history` supervision; with candidates_see "all" it cannot be off.
+    """
+
+    cone: bool = True
+    packed: bool = True
+    request_rows: bool = True
+
+
 class Model(Frozen):
     """`[model]`. Defaults are the paper's (arXiv 2604.13737) where it states them; [open] points are switches.
 
@@ -113,6 +129,8 @@ class Model(Frozen):
                     the event's token (`candidates` supervision only); "auto": merged for `candidates`, separate for
                     `history` supervision.
     time_gaps:      adds log time gaps (to the previous event, to the request) to the event tokens.
+    attention:      by what it is worked out, all exact: "auto" (announced with its reason), "products" (matrix products
+                    and a softmax), "sdpa" (torch's scaled_dot_product_attention), "reference" (slow, for tests).
     """
 
     kind: Literal["tokenformer", "transformer", "dcnv2", "din", "hstu", "onetrans", "hyformer"] = "tokenformer"
@@ -138,6 +156,8 @@ class Model(Frozen):
     hstu: HSTU = HSTU()
     onetrans: OneTrans = OneTrans()
     hyformer: HyFormer = HyFormer()
+    attention: Literal["auto", "products", "sdpa", "reference"] = "auto"
+    savings: Savings = Savings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

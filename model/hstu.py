@@ -28,7 +28,7 @@ from model.mlp import fan_in_linear
 from model.stream import Stream
 from model.timeline import Timeline, chosen, rows_of
 from model.tokens import StreamTokens
-from model.tower import merges_actions, place_tokens, places_among_supervised
+from model.tower import merges_actions, place_tokens, places_in
 
 NORM_EPS = 1e-6
 _BUCKET_WIDTH = 0.301
@@ -115,7 +115,7 @@ class HSTU(nn.Module):
     def forward(self, batch: RankerInput) -> torch.Tensor:
         with torch.no_grad():
             timeline, stream = place_tokens(self.spec, self.config, self.tokens, batch)
-            _, layouts = make_layouts(stream, [None] * len(self.units))
+            _, _, top_Q, layouts = make_layouts(stream, [None] * len(self.units))
             facts_A3 = torch.stack([stream.index_N, *_times(self.spec, batch, timeline, stream)], dim=1)
         x_AD = self.tokens(batch, timeline).index_select(0, stream.source_N)
         pairs, before = [], None
@@ -125,7 +125,7 @@ class HSTU(nn.Module):
                 pairs = [self._pairs(stretch, facts_Q3, facts_A3) for stretch in layout.stretches]
             x_AD, facts_A3, before = unit(x_AD, layout, pairs), facts_Q3, layout
         logits_AK = self.head(self.final_norm(x_AD))
-        return as_logits(logits_AK.index_select(0, places_among_supervised(stream)))
+        return as_logits(logits_AK.index_select(0, places_in(top_Q, stream)))
 
     @torch.no_grad()
     def _pairs(self, stretch: Stretch, facts_Q3: torch.Tensor, facts_A3: torch.Tensor) -> torch.Tensor:

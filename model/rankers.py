@@ -40,6 +40,18 @@ def check_ranker(spec: InputSpec, config: Model) -> list[str]:
 def _kind_problems(spec: InputSpec, config: Model) -> list[str]:
     """Of single rankers."""
     problems = []
+    off = [name for name, on in config.savings.model_dump().items() if not on]
+    if config.kind not in ("tokenformer", "transformer"):
+        problems += [
+            f'savings.{name} false with kind "{config.kind}" → only tokenformer and transformer can do without it → '
+            "leave it out"
+            for name in off
+        ]
+    if "request_rows" in off and spec.supervision == "candidates" and config.candidates_see == "all":
+        problems.append(
+            'savings.request_rows false with candidates_see "all" → candidates that see each other share a row → '
+            'leave it out, or set candidates_see = "history"'
+        )
     if config.kind == "onetrans" and spec.supervision == "history" and config.onetrans.kept:
         problems.append(
             f"onetrans.kept {list(config.onetrans.kept)} with history supervision → every event is asked, so "

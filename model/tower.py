@@ -15,8 +15,10 @@ from model.block import NORM_EPS, Block
 from model.config import Model
 from model.head import task_head
 from model.inputs import InputSpec, RankerInput
+from model.padded import one_row_per_candidate
 from model.rope import rotation
 from model.stream import Stream, build_stream
+from model.take import take_once
 from model.timeline import Timeline, chosen, merge
 from model.tokens import StreamTokens
 
@@ -50,17 +52,25 @@ class StreamTower(nn.Module):
     def forward(self, batch: RankerInput) -> torch.Tensor:
         """Logits [S, K], float32 (float64 for a float64 module), in the order of the candidates or of the supervised
         history's events."""
+        if self.spec.supervision == "candidates" and not self.config.savings.request_rows:
+            batch = one_row_per_candidate(batch)
         with torch.no_grad():
             timeline, stream = place_tokens(self.spec, self.config, self.tokens, batch)
-            taken_A, layouts = make_layouts(stream, self.config.layer_windows)
-        x_AD = self.tokens(batch, timeline).index_select(0, chosen(stream.source_N, taken_A))
+            stream, taken_A, top_Q, layouts = make_layouts(
+                stream, self.config.layer_windows, backend=self.config.attention, savings=self.config.savings
+            )
+        source_A = chosen(stream.source_N, taken_A)
+        tokens_PD = self.tokens(batch, timeline)
+        # Where rows are padded, a token stands in for padding many times.
+        x_AD = take_once(tokens_PD, source_A) if self.config.savings.packed else tokens_PD.index_select(0, source_A)
         rotation_A = chosen(self._rotation(stream, x_AD.dtype), taken_A)
         for block, layout in zip(self.blocks, layouts, strict=True):
             rotation_Q = chosen(rotation_A, layout.queries_A)
             x_AD = block(x_AD, layout, rotation_A, rotation_Q)
             rotation_A = rotation_Q
         logits_AK = self.head(self.final_norm(x_AD))
-        logits_SK: torch.Tensor = logits_AK.index_select(0, places_among_supervised(stream))
+        places_S = places_in(top_Q, stream)
+        logits_SK: torch.Tensor = logits_AK.index_select(0, places_S)
         return logits_SK if logits_SK.dtype == torch.float64 else logits_SK.float()
 
     def _rotation(self, stream: Stream, dtype: torch.dtype) -> torch.Tensor:
@@ -89,7 +99,7 @@ def place_tokens(spec: InputSpec, config: Model, tokens: StreamTokens, batch: Ra
     return timeline, stream
 
 
-def places_among_supervised(stream: Stream) -> torch.Tensor:
-    """[S] the top layer puts out the supervised tokens in packed order; this is where each stands among them."""
-    place_N = torch.zeros_like(stream.order_N).index_fill_(0, stream.supervised_S, 1).cumsum(0) - 1
-    return place_N.index_select(0, stream.supervised_S)
+def places_in(top_Q: torch.Tensor | None, stream: Stream) -> torch.Tensor:
+    """[S] where the supervised tokens stand among those that the top layer puts out (index into N, ascending; None for
+    all)."""
+    return stream.supervised_S if top_Q is None else torch.searchsorted(top_Q, stream.supervised_S)

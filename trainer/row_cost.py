@@ -12,6 +12,7 @@ from itertools import pairwise
 
 from numpy.polynomial import Polynomial
 
+from model.attention import QUERIES_PER_CHUNK
 from model.config import Model
 from model.inputs import InputSpec
 from model.tokens import group_fields
@@ -37,12 +38,24 @@ def _blocks(spec: InputSpec, config: Model) -> Polynomial:
     FFN are of those it puts out. With `candidates` supervision the layers on top need a cone of a few tokens only
     (model/cone.py): its width does not grow with the row."""
     dim = config.dim
-    return _layers(
-        _needed(spec, config, config.layer_windows),
-        of_taken=2 * dim**2,
-        of_put_out=(3 if config.gated else 2) * dim**2 + 3 * dim * config.hidden_dim,
-        of_pair=2 * dim,
-    )
+    needed = _needed(spec, config, config.layer_windows)
+    of_put_out = (3 if config.gated else 2) * dim**2 + 3 * dim * config.hidden_dim
+    total = Polynomial([0.0])
+    for window, taken, put_out in zip(config.layer_windows, needed, needed[1:], strict=False):
+        total += taken * (2 * dim**2) + put_out * of_put_out + _pairs(window, taken, put_out) * (2 * dim)
+    return total
+
+
+def _pairs(window: int | None, taken: Polynomial, put_out: Polynomial) -> Polynomial:
+    """Of queries and keys that a layer multiplies (model/attention.py). All of a long row put out by a full layer:
+    each chunk meets the keys before its end, half of all and half a chunk more. By a sliding layer: each block meets
+    itself and the one before, blocks being multiples of 16 and as wide as the window reaches. Else all with all."""
+    grows = put_out.degree() > 0 and put_out.coef[1] > 0
+    if not grows:
+        return put_out * taken
+    if window is None:
+        return put_out * (taken + QUERIES_PER_CHUNK) * 0.5
+    return put_out * (2.0 * 16 * -(-max(1, window - 1) // 16))
 
 
 def _units(spec: InputSpec, config: Model) -> Polynomial:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from embeddings.plan import anywhere, report
 from embeddings.plan_load import assumed_ids
+from model.attention_choice import chosen_backend
 from pipelines.footer_cache import FooterCache
 from pipelines.segments import Segment
 from pipelines.stream import Executor, ThreadExecutor, choose_executor
@@ -57,6 +58,8 @@ def run_worker(job: Job) -> dict[str, Any] | None:
         if runtime.is_first:
             for reason in runtime.reasons:
                 log.info("%s", reason)
+            if job.config.model.kind in ("tokenformer", "transformer"):
+                log.info("attention by %s: %s", *chosen_backend(job.config.model.attention, runtime.device))
         with watching(runtime, job.config.launch.watchdog_seconds), _placed(job.config.launch, runtime):
             job = replace(job, config=_agreed(job.config, runtime))
             result = dry_run(job, runtime) if job.dry_run else train_run(job, runtime)
