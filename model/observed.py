@@ -10,12 +10,15 @@ Shape suffixes: R rows · N tokens of the packed stream · E events · n tokens 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
 from model.inputs import HistoryInput, RankerInput
 from model.stream import Stream
 from model.timeline import Timeline
+
+_Name = TypeVar("_Name", str, tuple[str, ...])
 
 FIELD, SEP, STATE, ACTION, CANDIDATE = range(5)  # of tokens of a stream
 KEYS = ("field", "sep", "history", "candidate", "self")
@@ -58,7 +61,7 @@ def tokens_of_kinds(
 def select_rows(batch: RankerInput, kept_R: torch.Tensor) -> RankerInput:
     """The rows where bool `kept_R`, in their order."""
 
-    def chosen(values: dict[str, torch.Tensor], mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    def chosen(values: dict[_Name, torch.Tensor], mask: torch.Tensor) -> dict[_Name, torch.Tensor]:
         return {name: value[mask] for name, value in values.items()}
 
     def of_history(history: HistoryInput) -> HistoryInput:
@@ -79,4 +82,5 @@ def select_rows(batch: RankerInput, kept_R: torch.Tensor) -> RankerInput:
         batch.candidate_lengths_R[kept_R],
         batch.time_R[kept_R],
         batch.clock_R[kept_R],
+        chosen(batch.blocks, kept_R),
     )

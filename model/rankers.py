@@ -10,6 +10,7 @@ from torch import nn
 from model.config import Model
 from model.hyformer import boosted_tokens
 from model.inputs import InputSpec
+from model.tokens import group_fields
 
 
 def check_ranker(spec: InputSpec, config: Model) -> list[str]:
@@ -75,8 +76,15 @@ def _kind_problems(spec: InputSpec, config: Model) -> list[str]:
 
 def _group_problems(spec: InputSpec, config: Model) -> list[str]:
     fields = {field.name for field in spec.static}
+    listed = {field.name for field in (*spec.event, *spec.action)}
     seen: dict[str, str] = {}
     problems = []
+    tokens = group_fields([field.name for field in spec.static], config.tokens)
+    if len(tokens) > config.tokens.max_field_tokens:
+        problems.append(
+            f"tokens.groups are {len(config.tokens.groups)}, and with the fields in none there are {len(tokens)} field "
+            f"tokens → at most max_field_tokens, which is {config.tokens.max_field_tokens} → raise it, or join groups"
+        )
     for token, group in config.tokens.groups.items():
         if not group:
             problems.append(
@@ -85,8 +93,9 @@ def _group_problems(spec: InputSpec, config: Model) -> list[str]:
             )
         for name in group:
             if name not in fields:
+                why = "a field of events and candidates" if name in listed else "no field of this schema"
                 problems.append(
-                    f"tokens.groups.{token} names {name!r} → only static fields form field tokens → remove it"
+                    f"tokens.groups.{token} names {name!r}, {why} → only static fields form field tokens → remove it"
                 )
             elif name in seen:
                 problems.append(

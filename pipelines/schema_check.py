@@ -96,6 +96,11 @@ def _shares(schema: Schema, what: str, column: Column) -> Iterator[str]:
             f"{what} is {column.kind} and shares '{column.shares}', {other.kind} → the same thing has one kind"
             " → make them alike"
         )
+    elif other.size != column.size:
+        yield (
+            f"{what}: size = {column.size} and shares '{column.shares}' of size {other.size}"
+            " → the same thing has one length → make them alike"
+        )
     elif other.shares:
         yield f"{what}: shares '{column.shares}', which shares '{other.shares}' → name the candidate column itself"
 
