@@ -121,6 +121,8 @@ class Model(Frozen):
     ffn_dim:        hidden width of the SwiGLU, and of what stands for it in other kinds; 0 = 4 · dim rounded up to a
                     multiple of 64.
     dropout:        probability, in training only. rope_base: of RoPE's angles.
+    embedding_dropout: the same for each number of the embeddings that come in, of static fields, events, actions and
+                    candidates, of any kind of ranker; dense fields and vectors stay whole.
     gate:           NLIR on or off. gate_input: "normed" or "raw" X. gate_place: "after" or "before" the output
                     projection. gate_bias: of W_g.
     field_attention: F–F attention "causal" or "bidirectional".
@@ -142,6 +144,7 @@ class Model(Frozen):
     ffn_dim: int = Field(default=0, ge=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     rope_base: float = Field(default=10_000.0, gt=0)
+    embedding_dropout: float = Field(default=0.0, ge=0, lt=1)
     gate: bool = True
     gate_input: Literal["normed", "raw"] = "normed"
     gate_place: Literal["after", "before"] = "after"

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import DataError
 from pipelines.folders import fresh_folder
+from pipelines.movielens_features import genre_vectors, running_features
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,10 @@ TABLES: dict[str, dict[str, pa.DataType]] = {
     "movies": {"movie_id": pa.int32(), "title": pa.string(), "genre": pa.string()},
     "ratings": {"user_id": pa.int32(), "movie_id": pa.int32(), "rating": pa.int8(), "timestamp": pa.int64()},
 }
+GENRES = (
+    "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy", "Film-Noir",
+    "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+)  # fmt: skip
 LIKED = 3  # a rating above it is a positive label (ReLLa, arXiv 2308.11131)
 
 
@@ -68,8 +73,9 @@ class MovielensReport:
 def write_log(zip_path: Path, out: Path) -> MovielensReport:
     """Writes `out/ratings.parquet`, one event a rating, in the archive's order, with the fields of its user and movie.
 
-    Columns: user_id, gender, age, occupation, zip, movie_id, title, genre (the whole genre string), year (of the
-    title), rating, label (rating > 3), timestamp (seconds). Raises DataError where the archive is not one, or `out` is
+    Columns: user_id, gender, age, occupation, zip, movie_id, title, genre (the whole genre string), genres (a vector of
+    0 and 1 per GENRES), year (of the title), rating, label (rating > 3), timestamp (seconds), and what
+    movielens_features knows of the user before the rating. Raises DataError where the archive is not one, or `out` is
     not empty.
     """
     started = time.perf_counter()
@@ -158,6 +164,11 @@ def _join(tables: dict[str, pa.Table], zip_path: Path) -> pa.Table:
     year = pc.struct_field(pc.extract_regex(events["title"], r"\((?P<year>\d{4})\)$"), "year")
     events["year"] = year.cast(pa.int32())
     events["label"] = pc.greater(ratings["rating"], np.int8(LIKED)).cast(pa.int8())
-    fields = [name for name in (*TABLES["users"], *TABLES["movies"], "year") if name in events]
+    time_E, user_E, movie_E, rating_E = (
+        ratings[name].to_numpy() for name in ("timestamp", "user_id", "movie_id", "rating")
+    )
+    events["genres"] = genre_vectors(events["genre"], GENRES)
+    known = running_features(time_E, user_E, movie_E, rating_E)
+    fields = [name for name in (*TABLES["users"], *TABLES["movies"], "genres", "year") if name in events]
     order = (*fields, "rating", "label", "timestamp")
-    return pa.table({name: events[name] for name in order})
+    return pa.table({name: events[name] for name in order} | known)

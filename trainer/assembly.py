@@ -21,6 +21,7 @@ from embeddings.sharders import sharders
 from embeddings.specs import TableSpec, table_specs
 from embeddings.tables import Tables, key_order
 from embeddings.touched import TouchedRows, watch_rows
+from model.embedding_dropout import EmbeddingDropout
 from model.loss import Heads, TaskHead
 from trainer.config import Config
 from trainer.copies import Copies
@@ -81,7 +82,8 @@ def assemble(config: Config, runtime: Runtime) -> Assembly:
     tables = Tables(specs, device="meta")
     fuse_optimizer(tables, specs)
     ranker = build_dense(config, layout).to(runtime.device)
-    scorer = Scorer(ranker, task_heads(config), gate, config.train.seed, runtime.rank)
+    dropout = EmbeddingDropout(layout.spec, config.model.embedding_dropout)
+    scorer = Scorer(ranker, task_heads(config), gate, config.train.seed, runtime.rank, dropout)
     recommender = Recommender(tables, Assemble(layout, gate), scorer)
     plan = make_plan(
         recommender,

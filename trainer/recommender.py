@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from embeddings.tables import Tables
+from model.embedding_dropout import EmbeddingDropout
 from model.inputs import HistoryInput, RankerInput
 from model.loss import Heads, probabilities, ranking_loss
 from pipelines.batch import Batch
@@ -81,11 +82,20 @@ class Assemble(nn.Module):
 
 
 class Scorer(nn.Module):
-    """The ranker and its loss."""
+    """The ranker and its loss. dropout: of its input."""
 
-    def __init__(self, ranker: nn.Module, heads: Heads, gate: GradientGate, seed: int, rank: int) -> None:
+    def __init__(
+        self,
+        ranker: nn.Module,
+        heads: Heads,
+        gate: GradientGate,
+        seed: int,
+        rank: int,
+        dropout: EmbeddingDropout | None = None,
+    ) -> None:
         super().__init__()
         self.ranker = ranker
+        self._dropout = nn.Identity() if dropout is None else dropout
         self._heads = heads
         self._gate = gate
         self._seed = (seed, rank)
@@ -95,7 +105,7 @@ class Scorer(nn.Module):
         if self.training:
             # Dropout is a function of (seed, rank, step), so that a resumed run needs no saved generator to repeat it.
             seed_generators(derive_seed(*self._seed, batch.info.step), batch.labels_SK.device)
-        logits_SK = self.ranker(inputs)
+        logits_SK = self.ranker(self._dropout(inputs))
         loss = ranking_loss(
             logits_SK, batch.labels_SK, batch.weights_SK, batch.normalizers_K, self._heads, batch.offsets_SK
         )

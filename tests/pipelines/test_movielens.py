@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 import zipfile
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from pipelines.config import Data
 from pipelines.errors import DataError
-from pipelines.movielens import write_log
+from pipelines.movielens import GENRES, write_log
 from pipelines.prepare import prepare
 from pipelines.schema import Schema
 
@@ -33,6 +34,9 @@ def write_archive(path: Path, **tables: str) -> Path:
 def test_a_rating_is_an_event_with_the_fields_of_its_user_and_movie(tmp_path: Path) -> None:
     report = write_log(write_archive(tmp_path / "tiny.zip"), tmp_path / "log")
     rows = pq.read_table(tmp_path / "log" / "ratings.parquet").to_pylist()
+    told = {name: rows[1].pop(name) for name in ("genres", "user_count", "user_mean", "user_offset")}
+    assert [GENRES[i] for i, value in enumerate(told["genres"]) if value == 1.0] == ["Crime", "Drama"]
+    assert told["user_count"] == pytest.approx(math.log(2) / 5)  # user 1 has rated one movie before
     assert rows[1] == {
         "user_id": 1, "gender": "F", "age": 1, "occupation": 10, "zip": "48067", "movie_id": 10,
         "title": 'L\xe9on: The "Professional" (1994)', "genre": "Crime|Drama", "year": 1994, "rating": 3, "label": 0,

@@ -37,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensors]:
         return Run(tiny_config(rows, **sections), folder / "runs" / name, resume)
 
     shuffled = {"order": "shuffle", "epochs": 2}
-    dropped = {"dropout": 0.3}
+    dropped = {"dropout": 0.3, "embedding_dropout": 0.3}
     often = {"every_steps": 1, "full_every": 4, "keep": 9}
     own = {"tables": OWN_SETTINGS, "forward_codec": "fp16", "backward_codec": "int8"}
     by_world_size = {
