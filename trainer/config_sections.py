@@ -70,6 +70,10 @@ class Train(Frozen):
                 are updated at every one of them. Steps are counted in batches.
     collapse_rows: request rows of an evaluation, its first ones, whose tokens are looked at layer by layer: effective
                 ranks, and attention on fields (docs/collapse.md); 0 = off.
+    peak_flops: floating-point operations a second that one worker could do at best: what `mfu` is a share of. 0 = what
+                float32 matrix products come to when a run first starts, all workers measuring at once; written to the
+                run's config.toml, and taken from there when it goes on. With another number of workers on a machine
+                another peak is true: give it then.
     """
 
     seed: int = 1
@@ -84,6 +88,7 @@ class Train(Frozen):
     first_bucket_mb: float = Field(default=1.0, gt=0)
     accumulate: int = Field(default=1, gt=0)
     collapse_rows: int = Field(default=0, ge=0)
+    peak_flops: float = Field(default=0.0, ge=0)
 
 
 class Checkpoint(Frozen):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from trainer.metrics.streaming import GlobalMetrics, TaskMetrics
 from trainer.recommender import Outputs
 from trainer.runtime import Runtime
 from trainer.step_split import StepClock, split
+from trainer.step_work import StepWork
 from trainer.table_health import TableHealth
 from trainer.telemetry.jsonl import task_values
 from trainer.telemetry.records import TrainRecord
@@ -43,10 +45,11 @@ class Reporter:
         gate: GradientGate,
         clock: StepClock,
         health: TableHealth | None = None,
+        work: StepWork | None = None,
     ) -> None:
         self._config, self._runtime, self._telemetry = config, runtime, telemetry
         self._checkpointer, self._optimizer, self._gate = checkpointer, optimizer, gate
-        self._clock, self._health = clock, health
+        self._clock, self._health, self._work = clock, health, work
         self._metrics = TaskMetrics(tuple(config.schema.tasks), runtime.device)
         self._batches_left = 0
         self._segment = ""
@@ -76,6 +79,8 @@ class Reporter:
         if self._gate.applies:  # a bad step's loss is counted as a bad step, not averaged; one without labels has none
             self._loss += outputs.loss.detach().double()
             self._good_steps += 1
+        if self._work is not None:
+            self._work.add(outputs.host)
         if self._health is not None:
             self._health.trained(state.step)
         if state.step % self._config.train.log_every == 0:
@@ -129,14 +134,22 @@ class Reporter:
         seconds, parts = max(1e-9, now - self._started - self._paused), self._clock.take()
         reduced = self._metrics.reduced(self._runtime.control)
         retries = feed.read_retries + OUTSIDE_WINDOWS.count  # of batches, and of this process's own plans
-        sums = torch.tensor([float(self._loss), self._good_steps, retries - self._own_retries], dtype=torch.float64)
+        flops = self._work.take() if self._work is not None else 0.0
+        sums = torch.tensor(
+            [float(self._loss), self._good_steps, retries - self._own_retries, flops], dtype=torch.float64
+        )
         self._own_retries = retries
         if self._runtime.world_size > 1:
             dist.all_reduce(sums, group=self._runtime.control)
-        loss, good, retried = sums.tolist()
+        loss, good, retried, flops = sums.tolist()
         self._read_retries += int(retried)
         mean_loss = loss / good if good else None
-        self._telemetry.train(self._record(state, seconds, feed.wait_seconds, mean_loss, parts, reduced))
+        record = self._record(state, seconds, feed.wait_seconds, mean_loss, parts, reduced)
+        if self._work is not None:
+            peak = self._config.train.peak_flops * self._runtime.world_size
+            speed = flops / seconds
+            record = replace(record, flops_per_second=speed, mfu=speed / peak if peak else None)
+        self._telemetry.train(record)
         feed.wait_seconds = 0.0
         self._begin_window(state, now)
 

@@ -36,12 +36,14 @@ from trainer.job import Job
 from trainer.loop import Trainer
 from trainer.machine import environment
 from trainer.map_lines import log_maps
+from trainer.peak import with_peak
 from trainer.reporter import Reporter
 from trainer.row_cost import row_cost
 from trainer.run_dir import RunDir
 from trainer.runtime import Runtime, start
 from trainer.shared_segments import shared_segments
 from trainer.step_profile import StepProfile
+from trainer.step_work import StepWork
 from trainer.table_health import TableHealth
 from trainer.telemetry.telemetry import Telemetry
 from trainer.watchdog import watching
@@ -96,6 +98,8 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
     config, run_dir = job.config, RunDir(job.run_dir, job.config.checkpoint.store)
     segments = shared_segments(config.data, runtime)
     with _logging_to(run_dir, runtime):
+        config = with_peak(config, run_dir, runtime)
+        job = replace(job, config=config)
         executors = _executors(job, runtime)  # before the model: readers start and import while it is made
         assembly = assemble(config, runtime)
         runtime.beats.part = assembly.clock.running
@@ -227,7 +231,15 @@ def _join(
     every = config.telemetry.tables_every
     health = TableHealth(every, assembly, runtime) if every else None
     reporter = Reporter(
-        config, runtime, telemetry, checkpointer, assembly.optimizer, assembly.gate, assembly.clock, health
+        config,
+        runtime,
+        telemetry,
+        checkpointer,
+        assembly.optimizer,
+        assembly.gate,
+        assembly.clock,
+        health,
+        StepWork(assembly.layout.spec, config.model),
     )
 
     def wants() -> tuple[bool, bool]:

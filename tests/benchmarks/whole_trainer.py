@@ -25,6 +25,7 @@ from trainer.loop import Trainer
 from trainer.reporter import Reporter
 from trainer.run_dir import RunDir
 from trainer.runtime import Runtime
+from trainer.step_work import StepWork
 from trainer.table_health import TableHealth
 from trainer.telemetry.telemetry import Telemetry as Sinks
 
@@ -90,7 +91,10 @@ def train_in_turns(
         run_dir, config.checkpoint, runtime.control, touched=assembly.touched, background=runtime.checkpoint
     )
     health = TableHealth(config.telemetry.tables_every, assembly, runtime)
-    reporter = Reporter(config, runtime, sinks, checkpointer, assembly.optimizer, assembly.gate, assembly.clock, health)
+    work = StepWork(assembly.layout.spec, config.model)
+    reporter = Reporter(
+        config, runtime, sinks, checkpointer, assembly.optimizer, assembly.gate, assembly.clock, health, work
+    )
     pass_ = Pass(config.schema, config.data, segments, config.train.seed)
     trainer = Trainer(
         config,

@@ -83,13 +83,18 @@ def test_a_run_directory_is_what_it_is_documented_to_be(call: Call, tmp_path: Pa
     speeds = {"examples_per_second", "rows_per_second", "step_seconds", "data_wait_seconds"}
     for line in lines_of(run, "train"):
         assert line.keys() >= {"loss", "grad_norm", "tasks", *speeds}
+        assert 0 < line["mfu"] < 1
+        assert line["flops_per_second"] > 1e5
         assert line["tasks"].keys() == {"click", "order"}
         assert line["tasks"]["click"].keys() >= {"ne", "auc", "calibration"}
     [evaluation] = lines_of(run, "eval")
     assert evaluation["split"] == "2026-01-02"
     assert evaluation["tasks"]["click"].keys() >= {"ne", "auc", "gauc", "calibration", "examples"}
 
-    assert load_config(str(run / "config.toml"), []) == load_config("run.toml", ["--launch.workers", "1"])
+    resolved = load_config(str(run / "config.toml"), [])
+    peak = resolved.train.peak_flops
+    assert peak > 1e8, "measured when the run began"
+    assert resolved == load_config("run.toml", ["--launch.workers", "1", "--train.peak-flops", str(peak)])
     again = call(tmp_path, "train", "--config", "run/config.toml", "--run-dir", "again")
     assert again.code == 0, again.err
     assert differing(saved_tensors(run), saved_tensors(tmp_path / "again")) == []

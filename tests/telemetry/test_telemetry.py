@@ -43,6 +43,8 @@ TRAIN = TrainRecord(
     loss=0.4123,
     examples_per_second=1_912.0,
     rows_per_second=478.0,
+    flops_per_second=2.5e9,
+    mfu=0.031,
     step_seconds=0.067,
     data_wait_seconds=0.0007,
     step_split={"data_wait": 0.0007, "forward": 0.0653, "exposed_communication": 0.001},
@@ -105,6 +107,8 @@ def test_every_declared_metric_is_served_and_nothing_else() -> None:
     assert found["tokenformer_info", (("rank", "0"),)] == 1
     assert found["tokenformer_steps_total", ()] == 420
     assert found["tokenformer_examples_total", ()] == 51_200
+    assert found["tokenformer_flops_per_second", ()] == 2.5e9
+    assert found["tokenformer_mfu", ()] == 0.031
     assert math.isnan(found["tokenformer_loss", ()])
     assert math.isnan(found["tokenformer_train_auc", (("task", "click"),)])
     assert found["tokenformer_data_through_timestamp_seconds", ()] == THROUGH / 1e6

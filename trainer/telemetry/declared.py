@@ -55,6 +55,8 @@ METRICS = (
     Metric("loss", "gauge", "", "Training loss, mean since the last log"),
     Metric("examples_per_second", "gauge", "", "Supervised positions a second, all ranks"),
     Metric("rows_per_second", "gauge", "", "Request rows a second, all ranks"),
+    Metric("flops_per_second", "gauge", "", "Floating-point operations of the ranker a second, all ranks"),
+    Metric("mfu", "gauge", "", "Model FLOPs utilisation: these over the peak of all workers"),
     Metric("step_seconds", "gauge", "seconds", "Wall time of a step, mean since the last log"),
     Metric(
         "data_wait_seconds", "gauge", "seconds", "Part of a step that waited for its batch, mean since the last log"

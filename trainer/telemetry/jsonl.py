@@ -22,7 +22,17 @@ from trainer.telemetry.tables import table_lines
 def train_line(record: TrainRecord) -> dict[str, Any]:
     """Keys of kind train; `tables` only where steps were sampled. `step_split`: of rank 0."""
     keys = ("loss", "examples_per_second", "rows_per_second", "step_seconds", "data_wait_seconds", "grad_norm")
-    more = ("learning_rate", "rows", "epoch", "segment", "data_through", "bad_steps", "quarantined_rows")
+    more = (
+        "learning_rate",
+        "rows",
+        "epoch",
+        "segment",
+        "data_through",
+        "bad_steps",
+        "quarantined_rows",
+        "flops_per_second",
+        "mfu",
+    )
     line = {key: getattr(record, key) for key in (*keys, *more)} | {
         "step_split": dict(record.step_split),
         "tasks": {task: task_values(values) for task, values in record.tasks.items()},

@@ -66,6 +66,8 @@ class Prometheus:
         self._set("loss", record.loss)
         self._set("examples_per_second", record.examples_per_second)
         self._set("rows_per_second", record.rows_per_second)
+        self._set("flops_per_second", record.flops_per_second)
+        self._set("mfu", record.mfu)
         self._set("step_seconds", record.step_seconds)
         self._set("data_wait_seconds", record.data_wait_seconds)
         for part, seconds in record.step_split.items():

@@ -25,8 +25,9 @@ class TrainRecord:
     before clipping. tasks: before each update; lifetime: the same since the model's birth. data_through: newest event
     time trained on, microseconds since 1970. read_retries: reads tried again after a transient error of the store,
     since this process began. seconds_left: to the end of the data or max_steps. checkpoint_age_seconds: since the
-    newest checkpoint. step_split: {part: seconds} that make up step_seconds, of this rank. tables: their health on the
-    steps sampled since the last log; empty where none was.
+    newest checkpoint. flops_per_second, mfu: operations of the ranker (trainer/flops.py), and their share of `[train]
+    peak_flops` of all workers. step_split: {part: seconds} that make up step_seconds, of this rank. tables: their
+    health on the steps sampled since the last log; empty where none was.
     """
 
     step: int
@@ -51,6 +52,8 @@ class TrainRecord:
     read_retries: int = 0
     tables: Mapping[str, TableFigures] = field(default_factory=dict)
     step_split: Mapping[str, float] = field(default_factory=dict)
+    flops_per_second: float | None = None
+    mfu: float | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ CURVES = (
     "loss",
     "examples_per_second",
     "rows_per_second",
+    "flops_per_second",
+    "mfu",
     "step_seconds",
     "data_wait_seconds",
     "grad_norm",

@@ -1,0 +1,68 @@
+"""The peak that MFU refers to: what matrix products alone come to on one worker, measured once a run or given."""
+
+from __future__ import annotations
+
+import logging
+import time
+import tomllib
+from dataclasses import replace
+from statistics import median
+
+import torch
+import torch.distributed as dist
+
+from trainer.config import Config
+from trainer.run_dir import RunDir
+from trainer.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+_PRODUCTS = 9
+_SIZES = {"cpu": 512, "cuda": 8192}
+
+
+def with_peak(config: Config, run_dir: RunDir, runtime: Runtime) -> Config:
+    """`config` with `[train] peak_flops` settled: as given, or as an earlier start of this run wrote it down, or
+    measured now, on all ranks at once, so that it is what they can have together. Announced. Collective."""
+    peak, reason = config.train.peak_flops, "train.peak_flops"
+    if not peak:
+        said = [_recorded(run_dir) if runtime.is_first else 0.0]
+        dist.broadcast_object_list(said, src=0, group=runtime.control)
+        peak, reason = said[0], "as this run's first start measured it"
+    if not peak:
+        dist.barrier(runtime.control)
+        measured = torch.tensor([measured_flops(runtime.device, torch.float32)], dtype=torch.float64)
+        dist.all_reduce(measured, group=runtime.control)
+        peak, reason = float(measured) / runtime.world_size, "measured with float32 matrix products on all workers"
+    if runtime.is_first:
+        log.info("MFU is of a peak of %.4g GFLOP/s a worker: %s", peak / 1e9, reason)
+    return replace(config, train=config.train.model_copy(update={"peak_flops": peak}))
+
+
+def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of square products with this process's threads: median of a few. No random numbers are drawn."""
+    size = _SIZES[device.type]
+    x, y = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    out = torch.mm(x, y)
+    taken = []
+    for _ in range(_PRODUCTS):
+        _wait(device)
+        began = time.perf_counter()
+        torch.mm(x, y, out=out)
+        _wait(device)
+        taken.append(time.perf_counter() - began)
+    return 2.0 * size**3 / median(taken)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _recorded(run_dir: RunDir) -> float:
+    """0 where none is."""
+    try:
+        found = tomllib.loads(run_dir.config.read_text(encoding="utf-8"))
+        return float(found.get("train", {}).get("peak_flops", 0.0))
+    except (OSError, ValueError):  # no run yet; whoever needs the config says what is wrong with it
+        return 0.0

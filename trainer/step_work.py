@@ -1,0 +1,38 @@
+"""Operations of the steps since the last report, counted from their batches' lengths (trainer/flops.py)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from model.config import Model
+from model.inputs import InputSpec
+from pipelines.batch import Batch
+from trainer.flops import FORWARD_AND_BACKWARD, Counts, Rows, ranker_work
+
+
+class StepWork:
+    """Of this rank. `add` keeps a step's lengths, a few numbers a row; `take` counts them, all steps in one go."""
+
+    def __init__(self, spec: InputSpec, config: Model) -> None:
+        self._spec, self._config = spec, config
+        self._histories: dict[str, list[Counts]] = {history.name: [] for history in spec.histories}
+        self._candidates: list[Counts] = []
+
+    def add(self, batch: Batch) -> None:
+        """A step on this batch."""
+        for name, kept in self._histories.items():
+            kept.append(batch.history_lengths[name].astype(np.float64))
+        supervises = self._spec.supervision == "candidates"
+        candidates = batch.candidate_lengths if supervises else np.zeros(len(batch.candidate_lengths))
+        self._candidates.append(candidates.astype(np.float64))
+
+    def take(self) -> float:
+        """Floating-point operations of forward and backward since the last call."""
+        if not self._candidates:
+            return 0.0
+        rows = Rows(
+            {name: np.concatenate(kept) for name, kept in self._histories.items()}, np.concatenate(self._candidates)
+        )
+        self._candidates = []
+        self._histories = {name: [] for name in self._histories}
+        return FORWARD_AND_BACKWARD * ranker_work(self._spec, self._config, rows).flops
