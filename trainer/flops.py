@@ -4,7 +4,8 @@ Counted from lengths alone, on the host: nothing is added to a step. What is cou
 tokens, each layer's by the tokens that it takes in and puts out (model/cone.py), and attention over *visible* pairs:
 those that causality, window and isolation let see each other. Places of padding count nothing, whatever the attention
 makes of them; action tokens that a query's clock hides are counted, they are work done and masked. Norms, gates,
-softmax and rotations are left out, as is usual. Backward is twice that; products worked out anew in it count nothing.
+softmax and rotations are left out, as is usual. Backward is twice that; products worked out anew in it count
+nothing, nor does what a switched-off saving (`[model.savings]`) makes a step do besides.
 
 Rows are independent of each other, so counts add up over batches.
 """

@@ -56,15 +56,14 @@ def stream_rows(spec: InputSpec, config: Model, rows: Rows) -> StreamRows:
     )
 
 
-def first_needed(rows: StreamRows, windows: Sequence[int | None], cone: bool = True) -> list[Counts | None]:
+def first_needed(rows: StreamRows, windows: Sequence[int | None]) -> list[Counts | None]:
     """Bottom up, one entry a layer and one more: the place in its row of the first token that the layer takes in, the
-    last entry that which the top puts out; None where all are taken. cone: as model/cone.py has it; without, every
-    layer but the head's takes in all."""
+    last entry that which the top puts out; None where all are taken (model/cone.py)."""
     lowest_R = rows.length_R - rows.candidates_R if rows.of_candidates else np.full_like(rows.length_R, rows.fields + 1)
     lowest_R = np.where(rows.asked_R > 0, lowest_R, np.inf)
     chain: list[Counts | None] = [lowest_R]
     for window in reversed(windows):
-        if window is None or not cone:
+        if window is None:
             chain.append(None)
             continue
         lowest_R = lowest_R - (window - 1)

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.config import Model
+from model.config import Model, Savings
 from model.rankers import build_ranker
 from tests.benchmarks import harness
 from tests.benchmarks.plain_tower import FORMS, PlainForward, PlainTower, ffn_of_same_size
@@ -38,18 +38,27 @@ OURS = "ours, fp32"
 
 @dataclass(frozen=True)
 class Plan:
-    """forms: of the plain tower. growth: history lengths of the curve, with `growth_rows` rows of each."""
+    """forms: of the plain tower. savings: of ours, each switched off as a contestant of its own.
+    growth: history lengths of the curve, with `growth_rows` rows of each."""
 
     shape: Shape
     forms: tuple[str, ...]
     rounds: int
     growth: tuple[int, ...]
     growth_rows: int
+    savings: tuple[str, ...] = ()
 
 
-FULL = Plan(Shape(rows=32), tuple(FORMS), 5, (256, 512, 1024, 2048, 4096), 4)
+FULL = Plan(Shape(rows=32), tuple(FORMS), 5, (256, 512, 1024, 2048, 4096), 4, ("cone", "packed", "request_rows"))
 QUICK = Plan(Shape(rows=16), ("fp32", "bf16 module, products"), 3, (256, 512, 1024, 2048), 2)
-TINY = Plan(Shape(rows=4, longest=12, dim=16, windows=(4, 2)), ("fp32", "bf16 module"), 1, (8, 16, 32), 2)
+TINY = Plan(
+    Shape(rows=4, longest=12, dim=16, windows=(4, 2)),
+    ("fp32", "bf16 module"),
+    1,
+    (8, 16, 32),
+    2,
+    ("cone", "packed", "request_rows"),
+)
 # What grows with a history, and in which regime: layers that slide; the cone of layers over one full one, which asks
 # at the cone's places only; and the tower in its default pattern, whose lowest layer is quadratic.
 GROWTH: dict[str, tuple[Supervision, dict[str, Any]]] = {
@@ -118,6 +127,9 @@ def settings(plan: Plan) -> dict[str, float]:
     for key, candidates in (("candidates", 4), ("single_candidate", 1)):
         steps = {OURS: ours(shape, shape.model(), "candidates", lengths, candidates)}
         steps |= {f"plain, {form}": plain(shape, form, ffn, lengths, candidates) for form in plan.forms}
+        for name in plan.savings if candidates > 1 else ():
+            config = shape.model(savings=Savings(**{name: False}))
+            steps[f"ours, {name} off"] = ours(shape, config, "candidates", lengths, candidates)
         if candidates == 1:
             steps["ours, history"] = ours(shape, shape.model(), "history", lengths, 0)
         seconds[key] = compete({name: made.step for name, made in steps.items()}, plan.rounds)
@@ -157,7 +169,7 @@ def show_setting(
 ) -> None:
     rows = []
     for name, values in seconds.items():
-        of = tokens.get(name, tokens["plain"])
+        of = tokens.get(name, tokens["plain" if name.startswith("plain") else OURS])
         rows.append(
             [
                 name,
