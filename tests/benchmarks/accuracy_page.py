@@ -27,6 +27,7 @@ from tests.benchmarks.accuracy_settings import (
     KNOBS,
     PUBLISHED_DIN,
     RANKERS,
+    TASKS,
     TRIALS,
     run_file,
     settings_of,
@@ -168,10 +169,10 @@ def time_table(results: Results) -> str:
         curve = found[0].get("curve", [])
         reached = next(((examples, seconds) for examples, seconds, auc in curve if auc >= PUBLISHED_DIN), None)
         best = max(auc for _, _, auc in curve)
-        speed = f"{found[0]['examples'] / found[0]['seconds']:,.0f}"
-        at = [minutes(reached[1]), f"{reached[0]:,}"] if reached else ["not reached", NONE]
+        speed = f"{found[0]['examples'] / TASKS / found[0]['seconds']:,.0f}"
+        at = [minutes(reached[1]), f"{reached[0] // TASKS:,}"] if reached else ["not reached", NONE]
         rows.append([ranker, *at, f"{best:.4f}".lstrip("0"), speed])
-    return table(["ranker", f"minutes to {PUBLISHED_DIN:.4f}", "examples", "best", "examples a second"], rows)
+    return table(["ranker", f"minutes to {PUBLISHED_DIN:.4f}", "ratings", "best", "ratings a second"], rows)
 
 
 def ablation_table(results: Results) -> str:
