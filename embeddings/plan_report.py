@@ -13,6 +13,7 @@ from embeddings.specs import TableSpec
 
 # Of a large cluster the fullest and the emptiest ranks are shown; plan.json has all.
 SHOWN, ENDS = 32, (12, 4)
+TABLES_SHOWN = 48  # of more the largest; plan.json has all
 HEAD = ("table", "rows", "width", "dtype", "optimizer", "mapping", "sharding", "kernel", "ranks", "weights", "state",
         "ids/rank")  # fmt: skip
 
@@ -118,6 +119,15 @@ class PlanReport:
         return [*self._table_lines(), "", *self._rank_lines(), "", *self._closing_lines()]
 
     def _table_lines(self) -> list[str]:
+        by_size = sorted(self.tables, key=lambda table: -sum(table.bytes))
+        hidden = by_size[TABLES_SHOWN:]
+        names = {table.name for table in hidden}
+        size = sum(sum(table.bytes) for table in hidden)
+        cut = [f"… and {len(hidden):,} smaller tables, {human_bytes(size)} with optimizer state"] if hidden else []
+        shown = [table for table in self.tables if table.name not in names]
+        return self._lines_of(shown) + cut
+
+    def _lines_of(self, tables: list[TableReport]) -> list[str]:
         body = [
             [
                 table.name,
@@ -133,7 +143,7 @@ class PlanReport:
                 human_bytes(sum(table.optimizer_bytes)),
                 f"{table.ids:,.0f}",
             ]
-            for table in self.tables
+            for table in tables
         ]
         return aligned([[*HEAD], *body], right={1, 2, 9, 10, 11})
 

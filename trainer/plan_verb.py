@@ -26,6 +26,7 @@ from trainer.errors import ConfigError
 from trainer.hardware import PRESETS, default_preset
 from trainer.layout import make_layout
 from trainer.make_ranker import make_ranker
+from trainer.plan_fields import FieldCosts, field_costs
 from trainer.plan_ids import find_work
 from trainer.plan_time import StepTime, estimate, lines
 from trainer.row_cost import row_cost
@@ -86,7 +87,7 @@ def options_of(
 @dataclass(frozen=True)
 class Planned:
     """tables: of one group of ranks. dense_parameters: of the ranker. problems: why it does not fit, [] = it does.
-    for_memory: training, which does not ask for the memory, would choose another plan."""
+    for_memory: training, which does not ask for the memory, would choose another plan. fields: what they cost a row."""
 
     options: PlanOptions
     tables: PlanReport
@@ -95,6 +96,7 @@ class Planned:
     time: StepTime
     problems: list[str]
     for_memory: bool
+    fields: FieldCosts
 
     @property
     def dense_bytes(self) -> int:
@@ -114,6 +116,7 @@ class Planned:
             "activations not counted",
             *([FOR_MEMORY] if self.for_memory else []),
             *lines(self.time, hardware, fullest, self.options.world_size),
+            *self.fields.lines(),
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -121,6 +124,7 @@ class Planned:
         return self.tables.to_json() | {
             "dense": {"parameters": self.dense_parameters, "bytes": self.dense_bytes},
             "estimate": self.time.to_json() | {"hardware": vars(hardware)},
+            "fields": self.fields.to_json(),
             "fits": not self.problems,
             "problems": self.problems,
         }
@@ -185,7 +189,8 @@ def make(config: Config, options: PlanOptions) -> Planned:
     except PlanDoesNotFitError as error:
         problems = error.problems
     time = estimate(tables, work, cost, parameters, hardware, local, config.schema)
-    return Planned(options, tables, parameters, config.model.kind, time, problems, placement != unbounded)
+    fields = field_costs(config.schema, specs, layout, config.model, cost, work)
+    return Planned(options, tables, parameters, config.model.kind, time, problems, placement != unbounded, fields)
 
 
 def _dense_misfit(dense_bytes: int, memory: int) -> str:

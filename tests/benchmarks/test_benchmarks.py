@@ -90,6 +90,7 @@ KEYS = {
         "tower_memory_exponent",
     },
     "many_fields": {"per_field_share", "per_field_share_stock"},
+    "field_part": {f"field_part_plain_over_ours_{fields}" for fields in (20, 100, 500, 2000)},
     "scaling": {
         "efficiency_of_limit",
         "efficiency_of_limit_pinned",
@@ -117,6 +118,7 @@ KEYS = {
         pytest.param("id_maps", marks=pytest.mark.slow),
         pytest.param("tower", marks=pytest.mark.slow),
         pytest.param("many_fields", marks=pytest.mark.slow),
+        pytest.param("field_part", marks=pytest.mark.slow),
         pytest.param("scaling", marks=pytest.mark.slow),
     ],
 )

@@ -13,11 +13,13 @@ from click.testing import CliRunner
 from embeddings.config import Embeddings, Table
 from embeddings.specs import table_specs
 from pipelines.reading import BY_LENGTH
+from pipelines.schema import INPUT_ROLES, TABLE_KINDS
 from pipelines.segments import find_segments
 from pipelines.stream import ThreadExecutor, batches
 from pipelines.windows import Pass
 from tests.pipelines.rows import write_segments
 from tests.trainer.runs import tiny_config
+from tests.trainer.wide_rows import wide_config
 from trainer.cli import cli
 from trainer.config import Config, dump_config
 from trainer.errors import ConfigError
@@ -186,3 +188,36 @@ def test_what_copies_cannot_hold_is_refused(run_file: str) -> None:
     _, refused = _invoke("--config", run_file, "--world-size", "2", "--embeddings.replicas", "2")
     (line,) = refused.problems  # type: ignore[union-attr]
     assert line.startswith("table 'item': mapping = 'vocabulary' with embeddings.replicas = 2")
+
+
+def test_2000_fields_are_told_in_a_page_with_what_they_cost_a_row(tmp_path: Path) -> None:
+    """By hand: a row reads one vector of each id column, and a token multiplies its inputs by dim."""
+    wide = wide_config(tmp_path / "nowhere", 2000)
+    planned = make(wide, PlanOptions(2))
+    text = planned.lines()
+    assert len(text) < 120
+    assert sum(" … x" in line for line in text) == 32
+    fields = planned.to_json()["fields"]
+    assert len(fields["tokens"]) == 32
+    names = [name for token in fields["tokens"] for name in token["fields"]]
+    assert names == [name for name, c in wide.schema.static().items() if c.role in INPUT_ROLES and c.kind != "time"]
+    specs = table_specs(wide.schema, wide.embeddings)
+    widths = {"dense": 1}
+    own = [wide.schema.columns[name] for name in names]
+    total = sum(
+        column.size or widths.get(column.kind) or specs[name].width for name, column in zip(names, own, strict=True)
+    )
+    assert fields["multiplications_per_row"]["projections"] == wide.model.dim * total
+    looked_up = [name for name, column in zip(names, own, strict=True) if column.kind in TABLE_KINDS]
+    # Columns of ids: three of views (2 events), one of buys and of saves (1.5 each), two of 8 candidates.
+    assert fields["looked_up_per_row"] == pytest.approx(len(looked_up) + 2 * 3 + 1.5 + 1.5 + 8 * 2)
+    assert fields["bytes_read_per_row"] == sum(4 * specs[name].width for name in looked_up) + 4 * 8 * 25
+
+
+def test_fields_that_are_tokens_of_their_own_are_told_in_two_lines(config: Config) -> None:
+    text = make(config, PlanOptions(2)).lines()
+    assert not any(line.startswith("token ") for line in text)
+    assert [line.split()[0] for line in text if "static field" in line or "from fields to tokens" in line] == [
+        "fields",
+        "a",
+    ]
