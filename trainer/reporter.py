@@ -145,7 +145,7 @@ class Reporter:
         self._read_retries += int(retried)
         mean_loss = loss / good if good else None
         record = self._record(state, seconds, feed.wait_seconds, mean_loss, parts, reduced)
-        if self._work is not None:
+        if flops:
             peak = self._config.train.peak_flops * self._runtime.world_size
             speed = flops / seconds
             record = replace(record, flops_per_second=speed, mfu=speed / peak if peak else None)
