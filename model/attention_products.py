@@ -32,8 +32,9 @@ def _by_place(x_Bwh: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def _shares(query_Bqh: torch.Tensor, key_Bth: torch.Tensor, bias_b1qt: torch.Tensor) -> torch.Tensor:
-    """Softmax [B, q, t]; queries are scaled already."""
-    score_Bqt = torch.bmm(query_Bqh, key_Bth.transpose(1, 2))
+    """Softmax [B, q, t]. The scale goes into the product, so that in half width scores are rounded once."""
+    scale, none = query_Bqh.shape[-1] ** -0.5, query_Bqh.new_empty(())
+    score_Bqt = torch.baddbmm(none, query_Bqh, key_Bth.transpose(1, 2), beta=0, alpha=scale)
     b = bias_b1qt.shape[0]
     score_Bqt.view(b, score_Bqt.shape[0] // b, *score_Bqt.shape[1:]).add_(bias_b1qt)
     return torch.softmax(score_Bqt, dim=-1)
@@ -50,7 +51,7 @@ class _Products(torch.autograd.Function):
         chunks: Sequence[Chunk],
     ) -> torch.Tensor:
         rows = query_bqHh.shape[0]
-        query, key, value = (_by_head(x) for x in (query_bqHh * query_bqHh.shape[-1] ** -0.5, key_btHh, value_btHh))
+        query, key, value = (_by_head(x) for x in (query_bqHh, key_btHh, value_btHh))
         size = sum((last - first) * end for first, last, end in chunks) * query.shape[0] * query.element_size()
         ctx.keeps, ctx.chunks, ctx.rows = size <= KEPT_BYTES, tuple(chunks), rows
         mixed, kept = torch.empty_like(query), []
@@ -78,6 +79,7 @@ class _Products(torch.autograd.Function):
             of_query[:, part] = torch.bmm(of_score, key[:, :end])
             of_key[:, :end] += torch.bmm(of_score.transpose(1, 2), query[:, part])
         of_query *= query.shape[-1] ** -0.5
+        of_key *= query.shape[-1] ** -0.5
         return *(_by_place(x, ctx.rows) for x in (of_query, of_key, of_value)), None, None
 
 
