@@ -219,6 +219,11 @@ class Model(Frozen):
         return self.kind in ("dcnv2", "din")
 
     @property
+    def in_blocks(self) -> bool:
+        """All of its layers are model/block.py's, which can be computed in other ways (model/compute.py)."""
+        return self.kind in ("tokenformer", "transformer")
+
+    @property
     def gated(self) -> bool:
         return self.gate and self.kind == "tokenformer"
 

@@ -21,8 +21,10 @@ from embeddings.sharders import sharders
 from embeddings.specs import TableSpec, table_specs
 from embeddings.tables import Tables, key_order
 from embeddings.touched import TouchedRows, watch_rows
+from model.compute import set_compute
 from model.embedding_dropout import EmbeddingDropout
 from model.loss import Heads, TaskHead
+from trainer.compute_choice import compute_of
 from trainer.config import Config
 from trainer.copies import Copies
 from trainer.dense_optim import DenseOptimizer
@@ -82,6 +84,8 @@ def assemble(config: Config, runtime: Runtime) -> Assembly:
     tables = Tables(specs, device="meta")
     fuse_optimizer(tables, specs)
     ranker = build_dense(config, layout).to(runtime.device)
+    if config.model.in_blocks:
+        set_compute(ranker, compute_of(config.train))
     dropout = EmbeddingDropout(layout.spec, config.model.embedding_dropout)
     scorer = Scorer(ranker, task_heads(config), gate, config.train.seed, runtime.rank, dropout)
     recommender = Recommender(tables, Assemble(layout, gate), scorer)

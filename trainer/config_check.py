@@ -157,6 +157,17 @@ def _best(schema: Schema, train: Train, checkpoint: Checkpoint) -> list[str]:
     return problems
 
 
+def _compute(model: Model, train: Train) -> list[str]:
+    if model.in_blocks:
+        return []
+    return [
+        f"train.{key} = true with model.kind = '{model.kind}' → it is of tokenformer's and transformer's "
+        "blocks → drop it"
+        for key in ("compile", "checkpoint_activations")
+        if getattr(train, key)
+    ]
+
+
 CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
     (("schema",), check_schema),
     (("schema", "embeddings"), _tables),
@@ -169,4 +180,5 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
     (("schema", "embeddings", "init"), _init_ids),
     (("data", "launch"), _workers),
     (("schema", "train", "checkpoint"), _best),
+    (("model", "train"), _compute),
 )

@@ -74,6 +74,12 @@ class Train(Frozen):
                 float32 matrix products come to when a run first starts, all workers measuring at once; written to the
                 run's config.toml, and taken from there when it goes on. With another number of workers on a machine
                 another peak is true: give it then.
+    dtype:      of the tower's matrix products and of what lies between them, in training and evaluation; parameters,
+                norms and the residual stream stay float32. "auto": what a short trial finds faster at the start of a
+                run, kept in its config.toml. Kinds other than tokenformer and transformer compute in float32.
+    compile:    the tower's blocks through torch.compile, attention apart; needs a C++ compiler (a GPU: triton).
+    checkpoint_activations: a block's inside is computed again in backward, not kept: the same bits, less memory, more
+                time.
     """
 
     seed: int = 1
@@ -89,6 +95,9 @@ class Train(Frozen):
     accumulate: int = Field(default=1, gt=0)
     collapse_rows: int = Field(default=0, ge=0)
     peak_flops: float = Field(default=0.0, ge=0)
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    compile: bool = False
+    checkpoint_activations: bool = False
 
 
 class Checkpoint(Frozen):

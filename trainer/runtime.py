@@ -1,4 +1,4 @@
-"""What this process is in the run: rank, device, backend, dtype, threads, process groups; each choice with its
+"""What this process is in the run: rank, device, backend, threads, process groups; each choice with its
 reason."""
 
 from __future__ import annotations
@@ -112,6 +112,8 @@ def start(timeout_seconds: float, threads: int, replicas: int = 1) -> Iterator[R
         # user's choice.
     else:
         torch.use_deterministic_algorithms(True)
+        # Else every torch.empty is first filled with NaN, which shows who reads it too early, and costs a pass over it.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         machine.keep_freed_memory()
         if threads:
             torch.set_num_threads(threads)
@@ -142,7 +144,6 @@ def start(timeout_seconds: float, threads: int, replicas: int = 1) -> Iterator[R
             checkpoint=dist.new_group(backend="gloo", timeout=max(timeout, CHECKPOINT_TIMEOUT)),
             reasons=(
                 f"device {device.type}, backend {backend}: {why}",
-                "dtype float32: mixed precision is not offered by this version",
                 f"{torch.get_num_threads()} threads a worker"
                 + (" · deterministic algorithms: resume repeats to the bit" if device.type == "cpu" else ""),
             ),

@@ -27,6 +27,7 @@ from trainer.checkpoint import manifest
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.folder import spoken
 from trainer.checkpoint.state import read_state
+from trainer.compute_choice import settle_compute
 from trainer.config import Config, dump_config
 from trainer.config_sections import Launch
 from trainer.consumed import open_recorder
@@ -95,7 +96,9 @@ def _agreed(config: Config, runtime: Runtime) -> Config:
 
 def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
     """Train to the end, evaluate, say what came of it. Collective."""
-    config, run_dir = job.config, RunDir(job.run_dir, job.config.checkpoint.store)
+    run_dir = RunDir(job.run_dir, job.config.checkpoint.store)
+    job = replace(job, config=settle_compute(job.config, runtime, run_dir if job.resume != "never" else None))
+    config = job.config
     segments = shared_segments(config.data, runtime)
     with _logging_to(run_dir, runtime):
         config = with_peak(config, run_dir, runtime)
@@ -139,6 +142,7 @@ def _begin(run: str, trainer: Trainer, telemetry: Telemetry, runtime: Runtime) -
 
 def dry_run(job: Job, runtime: Runtime) -> dict[str, Any]:
     """Real batches through plan, step, checkpoint and resume, in a throw-away run directory. Collective."""
+    job = replace(job, config=settle_compute(job.config, runtime))
     config = replace(
         job.config,
         telemetry=job.config.telemetry.model_copy(update={"prometheus": False}),
@@ -188,6 +192,7 @@ def run_evaluation(
     launch = job.config.launch
     with start(launch.timeout_seconds, job.threads) as runtime, watching(runtime, launch.watchdog_seconds):
         run_dir = RunDir(job.run_dir)
+        job = replace(job, config=settle_compute(job.config, runtime))
         config = job.config
         segments = shared_segments(config.data, runtime).eval
         if rows:

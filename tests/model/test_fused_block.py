@@ -28,10 +28,11 @@ def _run(
     dtype: torch.dtype = torch.float64,
     supervision: str = "candidates",
     lengths: list[int] | None = None,
+    seed: int = 1,
 ) -> tuple[list[torch.Tensor], int]:
     """Logits, then the gradients of all inputs and parameters; and the bytes kept for backward."""
     spec = make_spec(supervision)
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     ranker = build_ranker(spec, config).to(dtype)
     with torch.no_grad():
         for parameter in ranker.parameters():
@@ -63,17 +64,19 @@ def test_fused_equals_plain(kind: str, supervision: str) -> None:
 
 
 def test_bfloat16_products_leave_dtypes_and_err_no_more_than_plain_modules() -> None:
-    errors = [0.0, 0.0]  # means over widths: of one alone the ratio is mostly chance
-    for dim in (32, 48, 64):
-        config = make_config(dim=dim, ffn_dim=64)
-        exact = _run(config, Compute(), torch.float32)[0]
-        for place, fused in enumerate((True, False)):
-            rounded = _run(config, Compute(torch.bfloat16, fused=fused), torch.float32)[0]
+    """Means over draws: of one draw the two errors differ by up to a half, either way."""
+    config = make_config(dim=64, ffn_dim=128)
+    errors: dict[bool, list[float]] = {True: [], False: []}
+    for seed in range(4):
+        exact = _run(config, Compute(), torch.float32, seed=seed)[0]
+        size = sum(float(theirs.norm()) ** 2 for theirs in exact) ** 0.5
+        for fused, found in errors.items():
+            rounded = _run(config, Compute(torch.bfloat16, fused=fused), torch.float32, seed=seed)[0]
             assert [tensor.dtype for tensor in rounded] == [tensor.dtype for tensor in exact]
             off = sum(float((ours - theirs).norm()) ** 2 for ours, theirs in zip(rounded, exact, strict=True)) ** 0.5
-            errors[place] += off / sum(float(theirs.norm()) ** 2 for theirs in exact) ** 0.5 / 3
-    assert 1e-4 < errors[0] < 0.05  # it is bfloat16, and close
-    assert errors[0] < 2 * errors[1]  # most of either is the attention's, which they share
+            found.append(off / size)
+    assert 1e-4 < sum(errors[True]) / 4 < 0.05  # it is bfloat16, and close
+    assert sum(errors[True]) < 1.3 * sum(errors[False])
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
