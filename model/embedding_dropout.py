@@ -38,6 +38,11 @@ class EmbeddingDropout(nn.Module):
         return replace(
             inputs,
             static=self._dropped(inputs.static, self._static),
+            # A block holds embeddings alone, or dense values alone.
+            blocks={
+                names: F.dropout(value, self.probability) if self._static.issuperset(names) else value
+                for names, value in inputs.blocks.items()
+            },
             histories=histories,
             candidates=self._dropped(inputs.candidates, self._event),
         )

@@ -82,6 +82,7 @@ def one_row_per_candidate(batch: RankerInput) -> RankerInput:
         torch.ones_like(row_C),
         batch.time_R.index_select(0, row_C),
         batch.clock_R.index_select(0, row_C),
+        blocks={names: value.index_select(0, row_C) for names, value in batch.blocks.items()},
     )
 
 

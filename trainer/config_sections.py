@@ -71,9 +71,9 @@ class Train(Frozen):
     collapse_rows: request rows of an evaluation, its first ones, whose tokens are looked at layer by layer: effective
                 ranks, and attention on fields (docs/collapse.md); 0 = off.
     peak_flops: floating-point operations a second that one worker could do at best: what `mfu` is a share of. 0 = what
-                float32 matrix products come to when a run first starts, all workers measuring at once; written to the
-                run's config.toml, and taken from there when it goes on. With another number of workers on a machine
-                another peak is true: give it then.
+                products in `dtype` come to when a run first starts, all workers measuring at once; written to the run's
+                config.toml, and taken from there when it goes on. With another number of workers on a machine another
+                peak is true: give it then.
     dtype:      of the tower's matrix products and of what lies between them, in training and evaluation; parameters,
                 norms and the residual stream stay float32. "auto": what a short trial finds faster at the start of a
                 run, kept in its config.toml. Kinds other than tokenformer and transformer compute in float32.

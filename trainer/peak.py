@@ -23,7 +23,9 @@ _SIZES = {"cpu": 512, "cuda": 8192}
 
 def with_peak(config: Config, run_dir: RunDir, runtime: Runtime) -> Config:
     """`config` with `[train] peak_flops` settled: as given, or as an earlier start of this run wrote it down, or
-    measured now, on all ranks at once, so that it is what they can have together. Announced. Collective."""
+    measured now, on all ranks at once, so that it is what they can have together, in the dtype of the run's products,
+    which is settled already. Announced. Collective."""
+    dtype = getattr(torch, config.train.dtype)
     peak, reason = config.train.peak_flops, "train.peak_flops"
     if not peak:
         said = [_recorded(run_dir) if runtime.is_first else 0.0]
@@ -31,9 +33,10 @@ def with_peak(config: Config, run_dir: RunDir, runtime: Runtime) -> Config:
         peak, reason = said[0], "as this run's first start measured it"
     if not peak:
         dist.barrier(runtime.control)
-        measured = torch.tensor([measured_flops(runtime.device, torch.float32)], dtype=torch.float64)
+        measured = torch.tensor([measured_flops(runtime.device, dtype)], dtype=torch.float64)
         dist.all_reduce(measured, group=runtime.control)
-        peak, reason = float(measured) / runtime.world_size, "measured with float32 matrix products on all workers"
+        peak = float(measured) / runtime.world_size
+        reason = f"measured with {config.train.dtype} matrix products on all workers"
     if runtime.is_first:
         log.info("MFU is of a peak of %.4g GFLOP/s a worker: %s", peak / 1e9, reason)
     return replace(config, train=config.train.model_copy(update={"peak_flops": peak}))

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from model.compute import Compute, set_compute
 from model.config import Model, Savings
 from model.rankers import build_ranker
 from tests.benchmarks import harness
@@ -33,7 +34,7 @@ from tests.benchmarks.tower_rows import Shape, Supervision, draw, leaves_of, pad
 from trainer import machine
 from trainer.flops import FORWARD_AND_BACKWARD, Rows, ranker_work
 
-OURS = "ours, fp32"
+OURS, OURS_BF16, HISTORY = "ours", "ours, bf16", "ours, history"
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,19 @@ class Step:
 
 
 def ours(
-    shape: Shape, config: Model, supervision: Supervision, lengths: list[int], candidates: int, **spec: Any
+    shape: Shape,
+    config: Model,
+    supervision: Supervision,
+    lengths: list[int],
+    candidates: int,
+    dtype: torch.dtype | None = None,
+    **spec: Any,
 ) -> Step:
+    """dtype: of the products; None = float32."""
     torch.manual_seed(1)
     made = spec_of(shape, supervision, **spec)
     ranker = build_ranker(made, config)
+    set_compute(ranker, Compute(dtype))
     batch = draw(made, lengths, candidates)
     return Step(ranker, leaves_of(batch), lambda: ranker(batch))
 
@@ -130,15 +139,17 @@ def settings(plan: Plan) -> dict[str, float]:
         for name in plan.savings if candidates > 1 else ():
             config = shape.model(savings=Savings(**{name: False}))
             steps[f"ours, {name} off"] = ours(shape, config, "candidates", lengths, candidates)
+        steps[OURS_BF16] = ours(shape, shape.model(), "candidates", lengths, candidates, dtype=torch.bfloat16)
         if candidates == 1:
-            steps["ours, history"] = ours(shape, shape.model(), "history", lengths, 0)
+            steps[HISTORY] = ours(shape, shape.model(), "history", lengths, 0)
+            steps[f"{HISTORY}, bf16"] = ours(shape, shape.model(), "history", lengths, 0, dtype=torch.bfloat16)
         seconds[key] = compete({name: made.step for name, made in steps.items()}, plan.rounds)
         memory = {name: peak_bytes(made.step) for name, made in steps.items()}
-        asked = {name: sum(lengths) if name == "ours, history" else shape.rows * candidates for name in steps}
+        asked = {name: sum(lengths) if name.startswith(HISTORY) else shape.rows * candidates for name in steps}
         show_setting(f"K = {candidates}", seconds[key], asked, memory, tokens_of(shape, candidates))
         ratios |= over_plain(f"{key}_over_plain", seconds[key], OURS, asked)
         if candidates == 1:
-            ratios |= over_plain("history_over_plain_per_example", seconds[key], "ours, history", asked)
+            ratios |= over_plain("history_over_plain_per_example", seconds[key], HISTORY, asked)
             ratios["memory_over_plain"] = memory["plain, fp32"] / memory[OURS]
             ratios["bytes_per_token"] = memory[OURS] / tokens_of(shape, 1)[OURS]
     ratios |= matmul_shares(shape, lengths, seconds)
@@ -150,18 +161,19 @@ def tokens_of(shape: Shape, candidates: int) -> dict[str, int]:
     lengths = uniform_lengths(shape)
     packed = sum(lengths) + shape.rows * (shape.fields + 2 + candidates)
     padded = shape.rows * candidates * (shape.fields + 1 + max(lengths))
-    return {OURS: packed, "ours, history": 2 * sum(lengths) + shape.rows * (shape.fields + 1), "plain": padded}
+    return {OURS: packed, HISTORY: 2 * sum(lengths) + shape.rows * (shape.fields + 1), "plain": padded}
 
 
 def over_plain(key: str, seconds: dict[str, list[float]], name: str, asked: dict[str, int]) -> dict[str, float]:
-    """Examples per second over the fastest fp32 and bf16 plain forms'."""
-    found = {}
-    for suffix, kind in (("", "plain, fp32"), ("_bf16", "plain, bf16")):
+    """Examples per second over the fastest plain forms': fp32 over fp32, `_bf16` bf16 over bf16, `_auto` the faster of
+    ours over plain fp32."""
+
+    def over(own: str, kind: str) -> float:
         rivals = [rival for rival in seconds if rival.startswith(kind)]
-        found[key + suffix] = min(
-            harness.ratio(seconds[rival], seconds[name]) * asked[name] / asked[rival] for rival in rivals
-        )
-    return found
+        return min(harness.ratio(seconds[rival], seconds[own]) * asked[own] / asked[rival] for rival in rivals)
+
+    found = {key: over(name, "plain, fp32"), f"{key}_bf16": over(f"{name}, bf16", "plain, bf16")}
+    return found | {f"{key}_auto": max(found[key], over(f"{name}, bf16", "plain, fp32"))}
 
 
 def show_setting(
@@ -169,7 +181,7 @@ def show_setting(
 ) -> None:
     rows = []
     for name, values in seconds.items():
-        of = tokens.get(name, tokens["plain" if name.startswith("plain") else OURS])
+        of = tokens["plain" if name.startswith("plain") else HISTORY if name.startswith(HISTORY) else OURS]
         rows.append(
             [
                 name,
@@ -188,7 +200,7 @@ def matmul_shares(shape: Shape, lengths: list[int], seconds: dict[str, dict[str,
     cases: tuple[tuple[str, str, Supervision, str, int], ...] = (
         ("matmul_share", "candidates", "candidates", OURS, 4),
         ("matmul_share_single", "single_candidate", "candidates", OURS, 1),
-        ("matmul_share_history", "single_candidate", "history", "ours, history", 0),
+        ("matmul_share_history", "single_candidate", "history", HISTORY, 0),
     )
     for key, setting, supervision, name, candidates in cases:
         work = ranker_work(
@@ -244,6 +256,7 @@ def growth(plan: Plan) -> dict[str, float]:
 def main(quick: bool, threads: int, tiny: bool) -> None:
     """The tower against a plain PyTorch user's."""
     harness.prepare_process()
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # as the trainer has it
     torch.set_num_threads(threads or machine.cores())
     plan = TINY if tiny else QUICK if quick else FULL
     ffn = ffn_of_same_size(plan.shape)

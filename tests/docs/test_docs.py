@@ -40,6 +40,7 @@ NOT_RUN = {
     "tokenformer audit": "shows a run that was killed, and one whose record was cut; tests/trainer/test_audit.py",
     "tokenformer checkpoint": "needs a run with several checkpoints; tests/trainer/test_checkpoint_verbs.py",
     "python -m tests.benchmarks.accuracy": "hours of runs; tests/benchmarks/test_accuracy.py",
+    "python -m tests.benchmarks.collapse": "minutes of runs, one after another",
     "python score_from_export.py": "is the page's own code; tests/trainer/test_serving.py",
 }
 SHIM = """#!/bin/sh

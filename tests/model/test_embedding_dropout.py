@@ -8,7 +8,10 @@ from model.embedding_dropout import EmbeddingDropout
 from model.inputs import FieldSpec, HistoryInput, HistorySpec, InputSpec, RankerInput
 
 SPEC = InputSpec(
-    static=(FieldSpec("city", 8), FieldSpec("income", 1, dense=True)),
+    static=(
+        *(FieldSpec(name, 8) for name in ("city", "zip", "zone")),
+        *(FieldSpec(name, 1, dense=True) for name in ("income", "age", "tenure")),
+    ),
     event=(FieldSpec("item", 8), FieldSpec("content", 8, dense=True)),
     action=(FieldSpec("rating", 8), FieldSpec("dwell", 1, dense=True)),
     histories=(HistorySpec("seen", ("item", "content"), ("rating", "dwell"), 10),),
@@ -31,7 +34,10 @@ def batch() -> RankerInput:
         lengths_R, ones(item, EVENTS), ones({"rating": 8, "dwell": 1}, EVENTS), times_E, times_E, times_E
     )
     static = ones({"city": 8, "income": 1}, ROWS)
-    return RankerInput(static, {"seen": seen}, ones(item, ROWS), torch.ones_like(lengths_R), times_R, times_R)
+    blocks = {("zip", "zone"): torch.ones(ROWS, 16), ("age", "tenure"): torch.ones(ROWS, 2)}
+    return RankerInput(
+        static, {"seen": seen}, ones(item, ROWS), torch.ones_like(lengths_R), times_R, times_R, blocks=blocks
+    )
 
 
 def test_each_embedding_is_thinned_and_scaled_up_and_dense_values_stay_whole() -> None:
@@ -58,6 +64,8 @@ def test_each_embedding_is_thinned_and_scaled_up_and_dense_values_stay_whole() -
     ):
         assert after is before
     assert seen.time_E is given.histories["seen"].time_E
+    assert set(thinned.blocks["zip", "zone"].unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert thinned.blocks["age", "tenure"] is given.blocks["age", "tenure"]
 
 
 def test_nothing_changes_in_evaluation_or_at_probability_zero() -> None:

@@ -3,6 +3,7 @@ shapes, against the plain full computation on the slow backend."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from model.attention import make_layouts
 from model.bands import Band
 from model.config import Savings
 from model.inputs import InputSpec, RankerInput
+from model.padded import one_row_per_candidate
 from model.rankers import build_ranker, check_ranker
 from model.tower import StreamTower, place_tokens
 from tests.model.builders import float_leaves, make_config, make_input, make_spec, select
@@ -123,3 +125,11 @@ def test_savings_that_cannot_be_switched_off_are_refused() -> None:
     assert "savings.request_rows" in check_ranker(make_spec(), without)[0]
     rival = make_config(kind="hstu", savings=Savings(cone=False, packed=False))
     assert len(check_ranker(make_spec(), rival)) == 2
+
+
+def test_a_row_for_each_candidate_has_the_blocks_of_its_request() -> None:
+    spec = make_spec()
+    batch = make_input(spec, {"seen": [3, 0]}, [2, 1])
+    block = torch.arange(4.0).view(2, 2)
+    alone = one_row_per_candidate(replace(batch, blocks={("a", "b"): block}))
+    assert torch.equal(alone.blocks["a", "b"], block[[0, 0, 1]])
