@@ -92,6 +92,7 @@ def test_ctrl_c_sigterm_and_kill_leave_a_run_that_goes_on_to_the_bit(
     assert_every_row_was_read_once(run, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_two_ranks_under_ray_and_torchrun_are_one_run_that_either_may_go_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -89,6 +89,7 @@ def test_bundled_windows_give_the_same_bits_from_any_position(folder: Path, feed
         found[0][0].request_time[:] = 0  # a tensor may be made of it, and written to
 
 
+@pytest.mark.slow
 def test_six_ranks_on_four_cpus_keep_four_windows_in_flight(folder: Path, feeds: None) -> None:
     import ray
 
