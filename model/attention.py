@@ -26,7 +26,7 @@ from model.mask import PADDING_SIGHT, sight, visible
 from model.padded import padded
 from model.stream import Stream
 from model.take import take_once
-from model.timeline import chosen, exclusive_cumsum
+from model.timeline import chosen, counts_of, exclusive_cumsum
 
 _ROWS_PER_STRETCH = 4
 _MAX_STRETCHES = 16
@@ -90,9 +90,7 @@ def paddings(row_A: torch.Tensor, num_rows: int) -> list[Padding]:
     """Cuts rows into stretches of equal row counts. One wait for the device."""
     count = max(1, min(_MAX_STRETCHES, num_rows // _ROWS_PER_STRETCH))
     borders = [num_rows * i // count for i in range(count + 1)]
-    counts_R = torch.zeros(num_rows, dtype=torch.int64, device=row_A.device).scatter_add_(
-        0, row_A, torch.ones_like(row_A)
-    )
+    counts_R = counts_of(row_A, num_rows)
     starts_R = exclusive_cumsum(counts_R)
     slot_A = torch.arange(row_A.shape[0], device=row_A.device) - starts_R.index_select(0, row_A)
     counts = counts_R.tolist()
@@ -142,8 +140,7 @@ def _blocks_layout(
     """own_Q: place of each query among all keys."""
     num_blocks = max(1, -(-sights[1].shape[0] // band.block))
     block_Q = own_Q // band.block
-    counts = torch.zeros(num_blocks, dtype=torch.int64, device=own_Q.device)
-    counts = counts.scatter_add_(0, block_Q, torch.ones_like(block_Q))
+    counts = counts_of(block_Q, num_blocks)
     width = max(1, int(counts.amax()))
     place_Q = torch.arange(block_Q.shape[0], device=block_Q.device) - exclusive_cumsum(counts).index_select(0, block_Q)
     slots = None if block_Q.shape[0] == num_blocks * width else block_Q * width + place_Q
@@ -170,10 +167,7 @@ def _layout(
         looks_back = not bool((sights[0][:, 2] > sights[0][:, 0]).any())
         if looks_back and (place_Q.shape[0] + band.block) * band.width < by_rows:
             return Layout(queries_A, (_blocks_layout(stream, sights, place_Q, band),), backend)
-    counts_R = torch.zeros(stream.num_rows, dtype=torch.int64, device=row_A.device).scatter_add_(
-        0, row_A, torch.ones_like(row_A)
-    )
-    own_Q = place_Q - exclusive_cumsum(counts_R).index_select(0, row_Q)
+    own_Q = place_Q - exclusive_cumsum(counts_of(row_A, stream.num_rows)).index_select(0, row_Q)
     of_rows = chosen(sight_N5, put_Q), chosen(sight_N5, taken_A)
     return Layout(queries_A, _rows_layout(stream, of_rows, queries, keys, own_Q), backend)
 

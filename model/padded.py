@@ -13,25 +13,21 @@ import torch
 
 from model.inputs import HistoryInput, RankerInput
 from model.stream import ALWAYS_KNOWN, BEFORE_ALL_ACTIONS, Stream
-from model.timeline import exclusive_cumsum, rows_of
+from model.timeline import counts_of, exclusive_cumsum, rows_of
 
 _LAST_PLACE = torch.iinfo(torch.int64).max
-
-
-def _counts(row: torch.Tensor, num_rows: int) -> torch.Tensor:
-    return torch.zeros(num_rows, dtype=torch.int64, device=row.device).scatter_add_(0, row, torch.ones_like(row))
 
 
 def padded(stream: Stream, chain: Sequence[torch.Tensor | None]) -> tuple[Stream, list[torch.Tensor | None]]:
     """The stream with padding behind each row, and the chain of `cone.needed_tokens` in it, in which every layer has as
     many tokens of each row. Causality alone keeps padding out of sight of tokens; what it holds is read by none."""
     rows = stream.num_rows
-    own_R = _counts(stream.row_N, rows)
+    own_R = counts_of(stream.row_N, rows)
     # Top down: a layer's padding takes in that of the layer above.
     pads: list[torch.Tensor] = []
     above_R = torch.zeros_like(own_R)
     for tokens in reversed(chain):
-        counts_R = own_R if tokens is None else _counts(stream.row_N.index_select(0, tokens), rows)
+        counts_R = own_R if tokens is None else counts_of(stream.row_N.index_select(0, tokens), rows)
         wanted_R = counts_R + above_R
         above_R = (wanted_R.amax() if rows else 0) - counts_R
         pads.insert(0, above_R)

@@ -51,6 +51,12 @@ def exclusive_cumsum(counts: torch.Tensor) -> torch.Tensor:
     return counts.cumsum(0) - counts
 
 
+def counts_of(index: torch.Tensor, total: int) -> torch.Tensor:
+    """int64 [total]: how often each of 0 … total − 1 stands in `index`. Unlike bincount it does not wait for the
+    device."""
+    return torch.zeros(total, dtype=torch.int64, device=index.device).scatter_add_(0, index, torch.ones_like(index))
+
+
 def chosen(values: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
     """values[index] along the first axis; None for all."""
     return values if index is None else values.index_select(0, index)

@@ -4,9 +4,7 @@ reason."""
 from __future__ import annotations
 
 import logging
-import tomllib
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -54,9 +52,9 @@ def _choice(config: Config, runtime: Runtime, begun: RunDir | None) -> tuple[str
         return "float32", f"kind {config.model.kind} has no other" if wanted != "float32" else "the default"
     if wanted != "auto":
         return wanted, "train.dtype" if wanted != Train().dtype else "the default"
-    before = _dtype_of(begun) if begun is not None else None
-    if before is not None:
-        return before, "chosen when the run began"
+    before = begun.recorded_train().get("dtype") if begun is not None else None
+    if before in _DTYPES:
+        return str(before), "chosen when the run began"
     spec = make_layout(config.schema, table_specs(config.schema, config.embeddings)).spec
     seconds = {
         dtype: probe(spec, config.model, compute_of(config.train.model_copy(update={"dtype": dtype})), runtime.device)
@@ -66,15 +64,6 @@ def _choice(config: Config, runtime: Runtime, begun: RunDir | None) -> tuple[str
     words = f"a short trial of the tower took {1e3 * seconds['float32']:.3g} ms in float32, "
     words += f"{1e3 * seconds['bfloat16']:.3g} ms in bfloat16"
     return ("bfloat16" if ratio >= _WORTH_IT else "float32"), words
-
-
-def _dtype_of(run_dir: RunDir) -> str | None:
-    """What an earlier start wrote into config.toml; None where there is none."""
-    with suppress(OSError, ValueError):
-        dtype = tomllib.loads(run_dir.config.read_text(encoding="utf-8")).get("train", {}).get("dtype")
-        if dtype in _DTYPES:
-            return str(dtype)
-    return None
 
 
 def _check_compiler(device: torch.device) -> None:

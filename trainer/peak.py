@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import tomllib
 from dataclasses import replace
 from statistics import median
 
@@ -28,7 +27,8 @@ def with_peak(config: Config, run_dir: RunDir, runtime: Runtime) -> Config:
     dtype = getattr(torch, config.train.dtype)
     peak, reason = config.train.peak_flops, "train.peak_flops"
     if not peak:
-        said = [_recorded(run_dir) if runtime.is_first else 0.0]
+        recorded = run_dir.recorded_train().get("peak_flops") if runtime.is_first else None
+        said = [float(recorded) if isinstance(recorded, int | float) else 0.0]
         dist.broadcast_object_list(said, src=0, group=runtime.control)
         peak, reason = said[0], "as this run's first start measured it"
     if not peak:
@@ -60,12 +60,3 @@ def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _recorded(run_dir: RunDir) -> float:
-    """0 where none is."""
-    try:
-        found = tomllib.loads(run_dir.config.read_text(encoding="utf-8"))
-        return float(found.get("train", {}).get("peak_flops", 0.0))
-    except (OSError, ValueError):  # no run yet; whoever needs the config says what is wrong with it
-        return 0.0

@@ -72,6 +72,15 @@ class RunDir:
         self.quarantine = self.path / "quarantine"
         self.profile = self.path / "profile"
 
+    def recorded_train(self) -> dict[str, Any]:
+        """`[train]` of the config.toml that an earlier start wrote; empty where there is none that can be read: whoever
+        needs the config says what is wrong with it."""
+        try:
+            found: dict[str, Any] = tomllib.loads(self.config.read_text(encoding="utf-8")).get("train", {})
+        except (OSError, ValueError):
+            return {}
+        return found
+
     @cached_property
     def checkpoints(self) -> Location:
         """Where they are."""

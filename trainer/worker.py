@@ -253,16 +253,7 @@ def _join(
 
     executor, evaluation = executors
     evaluator = Evaluator(
-        config,
-        held_out,
-        assembly.mapper,
-        runtime,
-        evaluation,
-        telemetry,
-        cache,
-        quarantine,
-        cost,
-        blocks=assembly.blocks,
+        config, held_out, assembly.mapper, runtime, evaluation, telemetry, cache, quarantine, cost, assembly.blocks
     )
     trainer = Trainer(
         config,
