@@ -3,6 +3,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 LOCK ?= cpu
+TEST_JOBS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed-$(LOCK)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -40,11 +41,14 @@ train-movielens: setup ## The main job on MovieLens-1M: make train-movielens ZIP
 	@test -e runs/movielens-data/log || $(BIN)/tokenformer data movielens --zip "$(ZIP)" --out runs/movielens-data/log
 	@$(BIN)/tokenformer train --config trainer/configs/movielens.toml --run-dir $(call free_run,movielens)
 
+# A file's tests stay together: they share what they set up.
+pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist loadfile
+
 test: setup ## The fast tests: under 12 minutes on 2 cores.
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
+	@$(pytest) -m "not slow"
 
 test-all: setup ## All tests.
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	@$(pytest)
 
 check: setup ## Format, lint, types, import contracts.
 	@$(BIN)/ruff format --check .
