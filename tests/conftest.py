@@ -1,4 +1,4 @@
-"""Before anything imports Ray: it reads its environment once a process, and the trainer's embedded Ray wants a token."""
+"""Before anything imports Ray: it reads its environment once a process, and the embedded Ray wants a token."""
 
 from __future__ import annotations
 
