@@ -1,4 +1,4 @@
-"""Writes the parts of the docs that the code already says: run-file.md, and the marked parts of run-directory.md.
+"""Writes the parts of the docs that the code already says: run-file.md and metrics.md.
 
 Usage: python docs/generate.py (make docs). tests/docs holds the files against what this would write.
 """
@@ -21,7 +21,7 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
 from trainer.config import SECTIONS  # noqa: E402
-from trainer.telemetry.declared import METRICS  # noqa: E402
+from trainer.telemetry.declared import DASHBOARDS, METRICS  # noqa: E402
 
 HEAD = """# The run file
 
@@ -50,30 +50,40 @@ def run_file_page() -> str:
     return "\n".join(parts)
 
 
-def prometheus_table() -> str:
-    """The declared metrics, one a row."""
-    rows = [
-        f"| `{m.full_name}` | {m.kind} | {', '.join(f'`{label}`' for label in m.labels)} | {m.help} |" for m in METRICS
-    ]
-    return "\n".join(["| name | kind | labels | meaning |", "|---|---|---|---|", *rows])
+METRICS_HEAD = """# Metrics
+
+<!-- Written by docs/generate.py from trainer/telemetry/declared.py: change it there, then `make docs`. -->
+
+Everything that a rank's endpoint tells [Prometheus](run-directory.md#prometheus). Base units; a value that is not known
+is NaN. *Whose*: `rank` is told by every rank of itself, `job` by rank 0 of all ranks. *Panel* and *alert* say where it
+is looked at. An endpoint has at most 300 series; what has no room is counted in `tokenformer_series_left_out`, and
+tables give way to everything else.
+"""
 
 
-def fill(page: str, mark: str, text: str) -> str:
-    """`page` with what stands between `<!-- mark -->` and `<!-- /mark -->` replaced."""
-    begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
-    before, _, rest = page.partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise ValueError(f"no {begin.strip()} … {end} in the page")
-    return f"{before}{begin}{text}\n{end}{after}"
+def metrics_page() -> str:
+    """docs/metrics.md, whole: the declared metrics, one a row, by dashboard."""
+    parts = [METRICS_HEAD]
+    for dashboard in DASHBOARDS:
+        rows = [
+            f"| `{m.full_name}` | {m.kind} | {m.unit} | {', '.join(f'`{label}`' for label in m.labels)} | {m.scope} | "
+            f"{m.panel.split(' / ')[1]} | {m.alert} | {m.help} |"
+            for m in METRICS
+            if m.dashboard == dashboard
+        ]
+        head = [
+            "| name | kind | unit | labels | whose | panel | alert | meaning |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        parts.append("\n".join([f"## {dashboard}", "", *head, *rows, ""]))
+    return "\n".join(parts)
 
 
 def pages() -> dict[Path, str]:
     """{file: what it should hold}."""
-    run_directory = DOCS / "run-directory.md"
     return {
         DOCS / "run-file.md": run_file_page(),
-        run_directory: fill(run_directory.read_text(encoding="utf-8"), "prometheus", prometheus_table()),
+        DOCS / "metrics.md": metrics_page(),
     }
 
 

@@ -136,8 +136,11 @@ class Telemetry(Frozen):
     """`[telemetry]`.
 
     prometheus: an endpoint per rank. port: of rank 0's, rank r listens on port + r; 0 = any free port (printed).
-    host: where it listens; loopback by default.
-    linger_seconds: the endpoint stays that long after the end, so that the final values are scraped.
+    host: where it listens; loopback by default, anything else is announced.
+    linger_seconds: at the end an endpoint that was ever scraped stays until its final values are scraped, at most so
+               long. One that nothing scraped, or of a run that was stopped or failed, ends at once.
+    price_per_worker_hour: of a GPU, or on CPU of a worker process, in any currency: what the price per billion
+               examples is counted from; 0 = none.
     tensorboard: curves in the run directory.
     tables_every: steps between two looks at the health of the tables; 0 = off.
     """
@@ -145,9 +148,10 @@ class Telemetry(Frozen):
     prometheus: bool = True
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535)
-    linger_seconds: float = Field(default=0.0, ge=0)
+    linger_seconds: float = Field(default=60.0, ge=0)
     tensorboard: bool = True
     tables_every: int = Field(default=100, ge=0)
+    price_per_worker_hour: float = Field(default=0.0, ge=0)
 
 
 class Launch(Frozen):

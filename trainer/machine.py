@@ -15,6 +15,8 @@ from typing import Any
 DISTRIBUTIONS = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "ray", "pyarrow", "pydantic", "safetensors")
 CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
 CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
+CGROUP_MEMORY_USED = Path("/sys/fs/cgroup/memory.current")
+CGROUP_MEMORY_STAT = Path("/sys/fs/cgroup/memory.stat")
 
 
 _before_pinning: set[int] | None = None  # cores that this process might use
@@ -59,6 +61,16 @@ def memory_bytes() -> int:
         return min(total, int(CGROUP_MEMORY.read_text()))
     except (OSError, ValueError):
         return total
+
+
+def container_memory_used() -> int | None:
+    """Bytes of the container's limit that are in use and cannot be given back at once: without files that were read and
+    not looked at since. None where there is no cgroup v2."""
+    try:
+        stat = dict(line.split() for line in CGROUP_MEMORY_STAT.read_text().splitlines())
+        return max(0, int(CGROUP_MEMORY_USED.read_text()) - int(stat.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        return None
 
 
 def gpus() -> tuple[int, str]:

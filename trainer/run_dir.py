@@ -2,6 +2,7 @@
 
     config.toml (resolved, a valid --config) · plan.txt plan.json · env.json · train.log
     metrics.jsonl · tensorboard/ · consumed/ · profiles/ gate.json (with [data.gate])
+    goodput.json (where the time went) · prometheus_targets.json (of a run that goes on)
     plan_cache/ (footers of the data; may be removed between runs)
     profile/ (traces of a few steps, by --profile)
     quarantine/ (bad rows, where data.on_bad_row says so)
@@ -64,6 +65,8 @@ class RunDir:
         self.env = self.path / "env.json"
         self.train_log = self.path / "train.log"
         self.metrics = self.path / "metrics.jsonl"
+        self.goodput = self.path / "goodput.json"
+        self.prometheus_targets = self.path / "prometheus_targets.json"
         self.tensorboard = self.path / "tensorboard"
         self.consumed = self.path / "consumed"
         self.plan_cache = self.path / "plan_cache"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import math
-import socket
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
@@ -21,16 +19,14 @@ from embeddings.health import TableFigures
 from model.collapse import Spectrum
 from trainer.collapse import Collapse
 from trainer.config_sections import Telemetry as TelemetryConfig
-from trainer.errors import ConfigError
 from trainer.metrics.exact import Gauc
 from trainer.metrics.values import TaskValues
 from trainer.run_dir import RunDir
 from trainer.telemetry import console
 from trainer.telemetry.closing import closing_table
-from trainer.telemetry.declared import METRICS
+from trainer.telemetry.goodput import CAUSES, Goodput
 from trainer.telemetry.jsonl import JsonLines
-from trainer.telemetry.prometheus import Prometheus
-from trainer.telemetry.records import EvalRecord, TrainRecord
+from trainer.telemetry.records import EvalRecord, Slowest, TrainRecord
 from trainer.telemetry.telemetry import Telemetry
 
 CLICK = TaskValues(examples=1000, weight=1000.0, loss=0.41, base_rate=0.2, ne=0.8731, auc=0.7419, calibration=1.012)
@@ -55,12 +51,13 @@ TRAIN = TrainRecord(
     checkpoint_age_seconds=121.0,
     seconds_left=236.0,
     segment="dt=2026-11-20",
+    goodput=Goodput(2, 100.0, 80.0, dict.fromkeys(CAUSES, 2.5), {"cpu": 200.0}),
+    slowest=Slowest(3, "node-7", 0.05),
 )
 ITEM = TableFigures("vocabulary", False, 0.5, 0.1, 0.02, 0.0, 7, 0, 0.4, 1.5, 3.0, 0.6)
 EVAL = EvalRecord(
     400, 51_200, "dt=2026-11-21", {"click": CLICK}, {"click": Gauc(0.7021, 50, 0.1)}, rows=300, seconds=1.5
 )
-LABELS = {"task", "split", "rank", "name", "table", "part", "tokens", "queries", "layer"}
 SHARES = {"field": [0.25], "sep": [0.25], "history": [0.25], "candidate": [None], "self": [0.25]}
 COLLAPSE = Collapse(
     rows=12,
@@ -86,69 +83,6 @@ def _lines(run_dir: RunDir) -> list[dict[str, Any]]:
         raise AssertionError(f"{word} is not JSON")
 
     return [json.loads(line, parse_constant=refuse) for line in run_dir.metrics.read_text().splitlines()]
-
-
-def test_every_declared_metric_is_served_and_nothing_else() -> None:
-    endpoint = Prometheus(TelemetryConfig(), rank=0, tasks=["click"])
-    try:
-        assert endpoint.url.startswith("http://127.0.0.1:")
-        before = _scrape(endpoint.url)
-        assert math.isnan(before["tokenformer_train_ne", (("task", "click"),)])
-        endpoint.train(TRAIN)
-        endpoint.train(replace(TRAIN, step=420, loss=float("inf"), tasks={"click": ONE_CLASS}, tables={"item": ITEM}))
-        endpoint.eval(replace(EVAL, collapse=COLLAPSE))
-        endpoint.checkpoint(400, 12_345, 2.5)
-        endpoint.event("segment")
-        found = _scrape(endpoint.url)
-    finally:
-        endpoint.close()
-        endpoint.close()
-    assert {name for name, _ in found if not name.endswith("_created")} == {metric.full_name for metric in METRICS}
-    assert found["tokenformer_info", (("rank", "0"),)] == 1
-    assert found["tokenformer_steps_total", ()] == 420
-    assert found["tokenformer_examples_total", ()] == 51_200
-    assert found["tokenformer_flops_per_second", ()] == 2.5e9
-    assert found["tokenformer_mfu", ()] == 0.031
-    assert math.isnan(found["tokenformer_loss", ()])
-    assert math.isnan(found["tokenformer_train_auc", (("task", "click"),)])
-    assert found["tokenformer_data_through_timestamp_seconds", ()] == THROUGH / 1e6
-    assert found["tokenformer_eval_gauc", (("split", "dt=2026-11-21"), ("task", "click"))] == 0.7021
-    assert found["tokenformer_effective_rank", (("layer", "1"), ("tokens", "sequence"))] == 2.5
-    assert found["tokenformer_attention_on_fields", (("layer", "1"), ("queries", "sequence"))] == 0.25
-    assert found["tokenformer_checkpoint_bytes", ()] == 12_345
-    assert found["tokenformer_step_part_seconds", (("part", "forward"),)] == 0.0653
-    with pytest.raises(OSError):
-        _scrape(endpoint.url)
-
-
-def test_declared_names_follow_the_rules() -> None:
-    names = [metric.full_name for metric in METRICS]
-    assert len(set(names)) == len(names)
-    for metric in METRICS:
-        assert metric.name.endswith("_total") == (metric.kind == "counter"), metric
-        assert metric.unit in ("", "seconds", "bytes"), metric
-        assert metric.name.endswith(metric.unit), metric
-        assert set(metric.labels) <= LABELS, metric
-
-
-def test_a_taken_port_is_one_line() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(ConfigError) as error:
-            Prometheus(TelemetryConfig(port=port), rank=0, tasks=[])
-        with pytest.raises(ConfigError, match=rf"rank 2 cannot listen on 127.0.0.1:{port} "):
-            Prometheus(TelemetryConfig(port=port - 2), rank=2, tasks=[])
-    (line,) = error.value.problems
-    assert line.startswith(
-        f"telemetry.port {port}: rank 0 cannot listen on 127.0.0.1:{port} (Address already in use) → "
-    )
-    assert line.count(" → ") == 2
-    assert "\n" not in line
-    with pytest.raises(ConfigError, match="ports end at 65535"):
-        Prometheus(TelemetryConfig(port=65535), rank=1, tasks=[])
-    Prometheus(TelemetryConfig(port=port), rank=0, tasks=[]).close()
 
 
 def test_the_line_people_watch() -> None:
@@ -289,19 +223,6 @@ def test_other_ranks_serve_and_write_nothing(tmp_path: Path) -> None:
     assert _scrape(url)["tokenformer_steps_total", ()] == 400
     telemetry.close()
     assert not run_dir.path.exists()
-
-
-def test_the_endpoint_lingers_for_the_final_values() -> None:
-    import threading
-
-    endpoint = Prometheus(TelemetryConfig(linger_seconds=60.0), rank=0, tasks=[])
-    endpoint.train(TRAIN)
-    closing = threading.Thread(target=endpoint.close)
-    closing.start()
-    assert _scrape(endpoint.url)["tokenformer_loss", ()] == 0.4123
-    endpoint._closed.set()  # as if the minute were over
-    closing.join(timeout=30)
-    assert not closing.is_alive()
 
 
 def test_the_closing_table_is_made_from_plain_values(tmp_path: Path) -> None:

@@ -1,32 +1,18 @@
-"""Every Prometheus metric there is, in one table: the endpoint, the dashboards and the docs are made from it.
+"""Every Prometheus metric there is, in one table: the endpoint, the dashboards, the alerts and docs/metrics.md are made
+from it.
 
 Base units (seconds, bytes, ratios); counters end in _total; labels stay few, never a user or an item.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from trainer.telemetry.declared_system import CHECKPOINTS, FLEET, MACHINE, RUNNING
+from trainer.telemetry.declared_training import DATA, LEARNING, SPEED
+from trainer.telemetry.metric import DASHBOARDS, Metric
 
-Kind = Literal["counter", "gauge"]
+__all__ = ["DASHBOARDS", "METRICS", "SCORES", "TABLE_FIGURES", "Metric"]
+
 SCORES = ("ne", "auc", "calibration")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """name: without the prefix; a counter's ends in _total. unit: "" for a plain number."""
-
-    name: str
-    kind: Kind
-    unit: str
-    help: str
-    labels: tuple[str, ...] = ()
-
-    @property
-    def full_name(self) -> str:
-        """As exposed."""
-        return f"tokenformer_{self.name}"
-
 
 # Health of a table: figure and what it says. Of every one the higher is the more worth looking at.
 TABLE_FIGURES = {
@@ -41,55 +27,28 @@ TABLE_FIGURES = {
     "row_norm_max": "Largest L2 norm of a row looked up",
     "never_touched_share": "Rows that no gradient has reached over rows, on a sample",
 }
+_PANELS = {
+    "unique_share": "Ids of a batch",
+    "hottest_share": "Ids of a batch",
+    "unknown_rate": "Unknown ids",
+    "collision_rate": "Collisions",
+    "admissions": "Admissions and evictions",
+    "evictions": "Admissions and evictions",
+    "fill": "Fill",
+    "row_norm": "Row norms",
+    "row_norm_max": "Row norms",
+    "never_touched_share": "Rows never trained",
+}
 
-METRICS = (
-    Metric("info", "gauge", "", "1; the label says which process this is", ("rank",)),
-    Metric("steps_total", "counter", "", "Optimizer steps since the model's birth"),
-    Metric("examples_total", "counter", "", "Supervised positions with a label since the model's birth, all ranks"),
-    Metric("rows_total", "counter", "", "Request rows since the model's birth, all ranks"),
-    Metric("quarantined_rows_total", "counter", "", "Of these, bad rows that were set aside"),
-    Metric("bad_steps_total", "counter", "", "Steps skipped for a NaN or infinite loss or gradient"),
+TABLES = tuple(
     Metric(
-        "read_retries_total", "counter", "", "Reads tried again after a transient error of the store, since this start"
-    ),
-    Metric("loss", "gauge", "", "Training loss, mean since the last log"),
-    Metric("examples_per_second", "gauge", "", "Supervised positions a second, all ranks"),
-    Metric("rows_per_second", "gauge", "", "Request rows a second, all ranks"),
-    Metric("flops_per_second", "gauge", "", "Floating-point operations of the ranker a second, all ranks"),
-    Metric("mfu", "gauge", "", "Model FLOPs utilisation: these over the peak of all workers"),
-    Metric("step_seconds", "gauge", "seconds", "Wall time of a step, mean since the last log"),
-    Metric(
-        "data_wait_seconds", "gauge", "seconds", "Part of a step that waited for its batch, mean since the last log"
-    ),
-    Metric("step_part_seconds", "gauge", "seconds", "Part of a step of this rank, mean since the last log", ("part",)),
-    Metric("dense_grad_norm", "gauge", "", "L2 norm of the dense gradient before clipping"),
-    Metric("learning_rate", "gauge", "", "Of the dense optimizer"),
-    Metric("data_through_timestamp_seconds", "gauge", "seconds", "Newest event time trained on, since 1970"),
-    Metric("left_seconds", "gauge", "seconds", "Estimated time to the end of the run"),
-    Metric("train_ne", "gauge", "", "Normalized entropy before each update, since the last log", ("task",)),
-    Metric("train_auc", "gauge", "", "AUC before each update, since the last log", ("task",)),
-    Metric("train_calibration", "gauge", "", "Predicted over observed positives, since the last log", ("task",)),
-    Metric("eval_ne", "gauge", "", "Normalized entropy of the last evaluation", ("split", "task")),
-    Metric("eval_auc", "gauge", "", "AUC of the last evaluation", ("split", "task")),
-    Metric("eval_gauc", "gauge", "", "AUC averaged over users, last evaluation", ("split", "task")),
-    Metric("eval_calibration", "gauge", "", "Predicted over observed positives, last evaluation", ("split", "task")),
-    Metric("eval_loss", "gauge", "", "Log loss of the last evaluation", ("split", "task")),
-    Metric(
-        "effective_rank", "gauge", "", "Of a layer's tokens, last evaluation with collapse_rows", ("tokens", "layer")
-    ),
-    Metric(
-        "attention_on_fields",
-        "gauge",
-        "",
-        "Share of a layer's attention, last evaluation with collapse_rows",
-        ("queries", "layer"),
-    ),
-    Metric("checkpoints_total", "counter", "", "Checkpoints committed by this process"),
-    Metric("checkpoint_timestamp_seconds", "gauge", "seconds", "When the newest was committed, since 1970"),
-    Metric("checkpoint_step", "gauge", "", "Step of the newest checkpoint"),
-    Metric("checkpoint_save_seconds", "gauge", "seconds", "Time the newest took, from its step to its commit"),
-    Metric("checkpoint_stall_seconds", "gauge", "seconds", "Of these, training waited for it"),
-    Metric("checkpoint_bytes", "gauge", "bytes", "Size of the newest"),
-    Metric("events_total", "counter", "", "Events written to metrics.jsonl", ("name",)),
-    *(Metric(f"table_{figure}", "gauge", "", text, ("table",)) for figure, text in TABLE_FIGURES.items()),
+        f"table_{figure}",
+        text,
+        f"Tables / {_PANELS[figure]}",
+        labels=("table",),
+        alert="TokenformerTableNearlyFull" if figure == "fill" else "",
+    )
+    for figure, text in TABLE_FIGURES.items()
 )
+
+METRICS = (*RUNNING, *LEARNING, *SPEED, *DATA, *FLEET, *CHECKPOINTS, *MACHINE, *TABLES)

@@ -3,45 +3,56 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry
 
 from embeddings.health import TableFigures
 from trainer.config_sections import Telemetry
 from trainer.errors import ConfigError
-from trainer.telemetry.declared import METRICS, SCORES, TABLE_FIGURES, Metric
-from trainer.telemetry.records import EvalRecord, TrainRecord, finite
-from trainer.telemetry.tables import highest
+from trainer.telemetry.build import build_labels
+from trainer.telemetry.declared import METRICS, SCORES, TABLE_FIGURES
+from trainer.telemetry.endpoint import Endpoint
+from trainer.telemetry.goodput import CAUSES
+from trainer.telemetry.records import EvalRecord, TrainRecord
+from trainer.telemetry.series import LEFT_OUT, Series
+from trainer.telemetry.system import FIGURES, Probe
+from trainer.telemetry.tables import SHOWN, highest
 
 log = logging.getLogger(__name__)
 
-AnyMetric = TypeVar("AnyMetric", Counter, Gauge)
+UNKNOWN = float("nan")
 
 
 class Prometheus:
-    """Listens on host : port + rank from construction on. url: of the endpoint.
+    """Listens on host : port + rank from construction on. Rank 0 tells all metrics, other ranks those of scope "rank".
 
+    probe: asked for the machine's figures at every scrape. url: of the endpoint; port: as bound.
     Raises ConfigError: the port is taken, or the host is not one of this machine's.
     """
 
-    def __init__(self, config: Telemetry, rank: int, tasks: Sequence[str]) -> None:
-        self._registry = CollectorRegistry()
-        self._counters = {m.name: _make(Counter, m, self._registry) for m in METRICS if m.kind == "counter"}
-        self._gauges = {m.name: _make(Gauge, m, self._registry) for m in METRICS if m.kind == "gauge"}
-        self._totals: dict[str, float] = {}
-        self._is_first = rank == 0
-        self._tables: dict[str, set[str]] = {}  # {figure: tables that have a series}
-        self._linger = config.linger_seconds
-        self._closed = threading.Event()
+    def __init__(
+        self, config: Telemetry, rank: int, tasks: Sequence[str], probe: Probe | None = None, world_size: int = 1
+    ) -> None:
+        registry = CollectorRegistry()
+        told = [metric for metric in METRICS if metric.scope == "rank" or rank == 0]
+        self._series = Series(registry, told)
+        self._by_field = [metric for metric in told if metric.field]
+        self._linger_seconds = config.linger_seconds
+        self._closed = False
+        self._data_through: float | None = None
+        self._saved_at: float | None = None  # by time.monotonic
+        self._set_first(rank, tasks, world_size)
+        self._ask_at_scrapes(probe or Probe(Path(), of_job=rank == 0))
         port = config.port + rank if config.port else 0
         try:
             if port > 65535:
                 raise OSError(0, "ports end at 65535")
-            self._server, self._thread = start_http_server(port, config.host, self._registry)
+            self._endpoint = Endpoint(config.host, port, registry)
         except OSError as error:
             raise ConfigError(
                 f"telemetry.port {config.port}: rank {rank} cannot listen on {config.host}:{port} ({error.strerror}) → "
@@ -49,102 +60,128 @@ class Prometheus:
                 "--telemetry.prometheus false does without"
             ) from error
         host = f"[{config.host}]" if ":" in config.host else config.host
-        self.url = f"http://{host}:{self._server.server_port}/metrics"
-        self._set("info", 1, str(rank))
-        for task in tasks:  # every series is there from the first scrape on
-            for name in SCORES:
-                self._set(f"train_{name}", None, task)
+        self.port = self._endpoint.port
+        self.url = f"http://{host}:{self.port}/metrics"
+
+    def stepped(self, step: int) -> None:
+        """After every step: whether there is progress is seen between two logs as well."""
+        self._series.raise_to("steps_total", step)
 
     def train(self, record: TrainRecord) -> None:
         """The newest values."""
-        self._raise_to("steps_total", record.step)
-        self._raise_to("examples_total", record.examples)
-        self._raise_to("rows_total", record.rows)
-        self._raise_to("quarantined_rows_total", record.quarantined_rows)
-        self._raise_to("bad_steps_total", record.bad_steps)
-        self._raise_to("read_retries_total", record.read_retries)
-        self._set("loss", record.loss)
-        self._set("examples_per_second", record.examples_per_second)
-        self._set("rows_per_second", record.rows_per_second)
-        self._set("flops_per_second", record.flops_per_second)
-        self._set("mfu", record.mfu)
-        self._set("step_seconds", record.step_seconds)
-        self._set("data_wait_seconds", record.data_wait_seconds)
-        for part, seconds in record.step_split.items():
-            self._set("step_part_seconds", seconds, part)
-        self._set("dense_grad_norm", record.grad_norm)
-        self._set("learning_rate", record.learning_rate)
-        self._set("data_through_timestamp_seconds", record.data_through / 1e6 if record.data_through else None)
-        self._set("left_seconds", record.seconds_left)
-        for task, values in record.tasks.items():
-            for name in SCORES:
-                self._set(f"train_{name}", getattr(values, name), task)
-
-        if record.tables and self._is_first:  # figures of all ranks: once a job is enough
+        self.stepped(record.step)
+        for metric in self._by_field:
+            value = _value(record, metric.field)
+            if metric.labels:
+                for label, of_label in (value or {}).items():
+                    self._series.set(metric.name, of_label, label)
+            elif metric.kind == "counter":
+                self._series.raise_to(metric.name, value)
+            else:
+                self._series.set(metric.name, value)
+        for prefix, tasks in (("train", record.tasks), ("lifetime", record.lifetime)):
+            for task, values in tasks.items():
+                for name in SCORES:
+                    self._series.set(f"{prefix}_{name}", getattr(values, name), task)
+        if record.goodput is not None:
+            for device, seconds in record.goodput.worker_seconds.items():
+                self._series.raise_to("worker_seconds_total", seconds, device)
+        slowest = record.slowest
+        if slowest is not None:
+            self._series.set_all("slowest_rank_step_seconds", {(str(slowest.rank), slowest.host): slowest.seconds})
+        self._data_through = record.data_through_seconds
+        age = record.checkpoint_age_seconds
+        self._saved_at = None if age is None else time.monotonic() - age
+        if record.tables:
             self._set_tables(record.tables)
 
     def eval(self, record: EvalRecord) -> None:
         """The newest values of that split."""
         for task, values in record.tasks.items():
             for name in (*SCORES, "loss"):
-                self._set(f"eval_{name}", getattr(values, name), record.split, task)
+                self._series.set(f"eval_{name}", getattr(values, name), record.split, task)
             if task in record.gauc:
-                self._set("eval_gauc", record.gauc[task].value, record.split, task)
+                self._series.set("eval_gauc", record.gauc[task].value, record.split, task)
         if record.collapse is not None:
             for kind, spectra in record.collapse.spectra.items():
                 for layer, found in enumerate(spectra):
-                    self._set("effective_rank", found.effective_rank, kind, str(layer))
+                    self._series.set("effective_rank", found.effective_rank, kind, str(layer))
             for kind, keys in record.collapse.attention.items():
                 for layer, share in enumerate(keys["field"], start=1):
-                    self._set("attention_on_fields", share, kind, str(layer))
+                    self._series.set("attention_on_fields", share, kind, str(layer))
 
     def checkpoint(self, step: int, size: int, seconds: float, stall_seconds: float = 0.0) -> None:
         """The newest one."""
-        self._counters["checkpoints_total"].inc()
-        self._set("checkpoint_timestamp_seconds", time.time())
-        self._set("checkpoint_step", step)
-        self._set("checkpoint_save_seconds", seconds)
-        self._set("checkpoint_stall_seconds", stall_seconds)
-        self._set("checkpoint_bytes", size)
+        self._series.add("checkpoints_total")
+        self._series.set("checkpoint_timestamp_seconds", time.time())
+        self._series.set("checkpoint_step", step)
+        self._series.set("checkpoint_save_seconds", seconds)
+        self._series.set("checkpoint_stall_seconds", stall_seconds)
+        self._series.set("checkpoint_bytes", size)
 
     def event(self, name: str) -> None:
         """One more."""
-        self._counters["events_total"].labels(name).inc()
+        self._series.add("events_total", name)
+
+    def linger(self) -> None:
+        """Until the final values were scraped, at most linger_seconds; where nobody ever scraped, not at all."""
+        if not self._linger_seconds or not self._endpoint.was_scraped:
+            return
+        log.info("the final metrics stay at %s until they are scraped, at most %g s", self.url, self._linger_seconds)
+        if not self._endpoint.wait_for_scrape(self._linger_seconds):
+            log.warning("nothing scraped the final metrics at %s within %g s", self.url, self._linger_seconds)
+
+    def release(self) -> None:
+        """Ends the lingering, from another thread."""
+        self._endpoint.release()
 
     def close(self) -> None:
-        """Stays for linger_seconds, so that the final values are scraped; then the port is free."""
-        if self._closed.is_set():
-            return
-        if self._linger:
-            log.info("the metrics stay at %s for %g s", self.url, self._linger)
-            self._closed.wait(self._linger)
-        self._closed.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        """The port is free. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._endpoint.close()
+
+    def _set_first(self, rank: int, tasks: Sequence[str], world_size: int) -> None:
+        """Every series whose labels are known is there from the first scrape on."""
+        for metric in self._series.metrics.values():
+            if metric.kind == "gauge" and not metric.labels and metric.name != LEFT_OUT:
+                self._series.set(metric.name, None)
+        self._series.set("info", 1, str(rank))
+        self._series.set("build_info", 1, *build_labels().values())
+        self._series.set("world_size", world_size)
+        for task in tasks:
+            for prefix in ("train", "lifetime"):
+                for name in SCORES:
+                    self._series.set(f"{prefix}_{name}", None, task)
+        for cause in CAUSES:
+            self._series.set("lost_seconds", None, cause)
+
+    def _ask_at_scrapes(self, probe: Probe) -> None:
+        """Figures that go on while training stands still."""
+        asked: dict[str, Callable[[], float]] = {name: partial(probe.value, name) for name in FIGURES}
+        asked |= {"data_lag_seconds": self._lag, "checkpoint_age_seconds": self._checkpoint_age}
+        for name, ask in asked.items():
+            gauge = self._series.gauge(name)
+            if gauge is not None:
+                gauge.set_function(ask)
+
+    def _lag(self) -> float:
+        return UNKNOWN if self._data_through is None else time.time() - self._data_through
+
+    def _checkpoint_age(self) -> float:
+        return UNKNOWN if self._saved_at is None else time.monotonic() - self._saved_at
 
     def _set_tables(self, tables: Mapping[str, TableFigures]) -> None:
         """Of each figure the tables where it is highest: 500 tables would be 5,000 series."""
+        most = min(SHOWN, self._series.room_for_tables() // len(TABLE_FIGURES))
         for figure in TABLE_FIGURES:
-            shown = highest(tables, figure)
-            for table in self._tables.get(figure, set()) - shown.keys():
-                self._gauges[f"table_{figure}"].remove(table)
-            self._tables[figure] = set(shown)
-            for table, value in shown.items():
-                self._set(f"table_{figure}", value, table)
-
-    def _set(self, name: str, value: float | None, *labels: str) -> None:
-        """A value that is not known is NaN, Prometheus' own word for it."""
-        gauge = self._gauges[name]
-        known = finite(value)
-        (gauge.labels(*labels) if labels else gauge).set(float("nan") if known is None else known)
-
-    def _raise_to(self, name: str, total: float) -> None:
-        """Counters of the model's life begin where a checkpoint left them, and never fall."""
-        self._counters[name].inc(max(0.0, total - self._totals.get(name, 0.0)))
-        self._totals[name] = max(total, self._totals.get(name, 0.0))
+            shown = highest(tables, figure, most)
+            self._series.set_all(f"table_{figure}", {(table,): value for table, value in shown.items()})
 
 
-def _make(kind: type[AnyMetric], metric: Metric, registry: CollectorRegistry) -> AnyMetric:
-    help_text = f"{metric.help} ({metric.unit})" if metric.unit else metric.help
-    return kind(metric.full_name, help_text, metric.labels, registry=registry)
+def _value(record: TrainRecord, field: str) -> Any:
+    """`goodput.share` of a record; None where a part of the way is not known."""
+    found: Any = record
+    for name in field.split("."):
+        found = None if found is None else getattr(found, name)
+    return found

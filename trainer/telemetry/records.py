@@ -4,6 +4,7 @@ such."""
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -11,9 +12,20 @@ from typing import TYPE_CHECKING
 from embeddings.health import TableFigures
 from trainer.metrics.exact import Gauc
 from trainer.metrics.values import TaskValues
+from trainer.telemetry.goodput import Goodput
+from trainer.telemetry.system import SystemFigures
 
 if TYPE_CHECKING:  # it imports the tower
     from trainer.collapse import Collapse
+
+
+@dataclass(frozen=True)
+class Slowest:
+    """The rank that takes longest for its own part of a step. seconds: of a step, without waiting for other ranks."""
+
+    rank: int
+    host: str
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,13 @@ class TrainRecord:
     newest checkpoint. flops_per_second, mfu: operations of the ranker (trainer/flops.py), and their share of `[train]
     peak_flops` of all workers. step_split: {part: seconds} that make up step_seconds, of this rank. tables: their
     health on the steps sampled since the last log; empty where none was.
+
+    weight_norm: L2 norm of all dense parameters. dense_staleness: steps between a dense gradient and its update.
+    unlabelled_steps: without any label, so that nothing was updated; since this process began. tokens_per_second: of
+    fields, events and candidates. epoch_progress: share of the epoch that is done. ready_batches, ready_windows: that
+    are read and wait, on this rank. own_seconds: of a step, what this rank spends without waiting for others; slowest,
+    median_rank_seconds: of these of all ranks. goodput: where the run's time went, over all its starts; rank 0's.
+    price_per_billion_examples: None without a price. system: memory and disk; of this rank.
     """
 
     step: int
@@ -54,6 +73,30 @@ class TrainRecord:
     step_split: Mapping[str, float] = field(default_factory=dict)
     flops_per_second: float | None = None
     mfu: float | None = None
+    weight_norm: float | None = None
+    dense_staleness: int = 0
+    unlabelled_steps: int = 0
+    tokens_per_second: float | None = None
+    epoch_progress: float | None = None
+    ready_batches: int = 0
+    ready_windows: int = 0
+    own_seconds: float | None = None
+    slowest: Slowest | None = None
+    median_rank_seconds: float | None = None
+    goodput: Goodput | None = None
+    price_per_billion_examples: float | None = None
+    system: SystemFigures | None = None
+
+    @property
+    def data_through_seconds(self) -> float | None:
+        """Since 1970; None where the data have no times."""
+        return self.data_through / 1e6 if self.data_through else None
+
+    @property
+    def data_lag_seconds(self) -> float | None:
+        """Now less the newest event time trained on."""
+        through = self.data_through_seconds
+        return None if through is None else time.time() - through
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ from trainer.checkpoint.folder import Location, name_of, spoken
 from trainer.config_sections import Telemetry as TelemetryConfig
 from trainer.run_dir import RunDir
 from trainer.telemetry import console, jsonl
+from trainer.telemetry.goodput import Ledger
 from trainer.telemetry.jsonl import JsonLines
 from trainer.telemetry.prometheus import Prometheus
 from trainer.telemetry.records import EvalRecord, TrainRecord
+from trainer.telemetry.system import Probe
 from trainer.telemetry.tables import TableWatch, worth_saying
 from trainer.telemetry.tensorboard import TensorBoard
 
@@ -27,12 +29,22 @@ class Telemetry:
     """Not collective: call it on every rank with the same records, or only where there is something to tell.
 
     quiet: files only, no console line and no endpoint. Console lines are log records of this module, so that they are
-    in train.log as well. Raises ConfigError: the port is taken.
+    in train.log as well. probe: of the machine's figures. ledger: of the run's time, where one is kept: rank 0 of a run
+    that trains. endpoint: (host, port) of this rank's, None where there is none. Raises ConfigError: the port is taken.
     """
 
     def __init__(
-        self, run_dir: RunDir, config: TelemetryConfig, rank: int, tasks: Sequence[str], quiet: bool = False
+        self,
+        run_dir: RunDir,
+        config: TelemetryConfig,
+        rank: int,
+        tasks: Sequence[str],
+        quiet: bool = False,
+        world_size: int = 1,
     ) -> None:
+        self.probe = Probe(run_dir.path, of_job=rank == 0)
+        self.ledger: Ledger | None = None
+        self.endpoint: tuple[str, int] | None = None
         self._run_dir = run_dir
         self._quiet = quiet
         self._closing = ExitStack()
@@ -45,8 +57,9 @@ class Telemetry:
         self._evals: dict[str, EvalRecord] = {}
         self._trained_examples, self._trained_seconds, self._logged_step = 0.0, 0.0, 0
         if config.prometheus and not quiet:
-            self._prometheus = Prometheus(config, rank, tasks)
+            self._prometheus = Prometheus(config, rank, tasks, self.probe, world_size)
             self._closing.callback(self._prometheus.close)
+            self.endpoint = (config.host, self._prometheus.port)
             log.info("metrics of rank %d for Prometheus at %s", rank, self._prometheus.url)
         if rank == 0:
             run_dir.path.mkdir(parents=True, exist_ok=True)
@@ -67,6 +80,11 @@ class Telemetry:
             self._board.rewind(step)
         self.event(event, step, examples, checkpoint=name_of(checkpoint), dropped_lines=dropped)
 
+    def stepped(self, step: int) -> None:
+        """After every step: costs a microsecond."""
+        if self._prometheus is not None:
+            self._prometheus.stepped(step)
+
     def train(self, record: TrainRecord) -> None:
         """At every log."""
         steps, self._logged_step = record.step - self._logged_step, record.step
@@ -86,6 +104,8 @@ class Telemetry:
 
     def eval(self, record: EvalRecord) -> None:
         """After every evaluation."""
+        if self.ledger is not None:
+            self.ledger.spent("evaluation", record.seconds or 0.0)
         self._evals[record.split] = record
         if self._prometheus is not None:
             self._prometheus.eval(record)
@@ -139,8 +159,13 @@ class Telemetry:
             "places": {what: str(where) for what, where in places.items() if where is not None},
         }
 
+    def linger(self) -> None:
+        """At a run's own end, on every rank: until the final values were scraped, as configured."""
+        if self._prometheus is not None:
+            self._prometheus.linger()
+
     def close(self) -> None:
-        """Files are flushed; the endpoint lingers as configured, then its port is free. May be called twice."""
+        """Files are flushed, the endpoint's port is free. May be called twice."""
         self._closing.close()
 
     def _write(self, kind: str, step: int, examples: int, values: dict[str, Any], line: str) -> None:
