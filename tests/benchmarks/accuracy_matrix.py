@@ -1,4 +1,5 @@
-"""Which runs there are, in the order of their importance, as a function of what is done already.
+"""Which runs there are, in the order of their importance, as a function of what is done already. Part "first" is what
+two hours of one core pay for; it is made of runs of the other parts. Part "table" would take more than a day.
 
 Tuning is a search by coordinates: the next trial depends on the results of those before, and the final runs of a ranker
 on all of its trials. So `next_runs` names what can be done now.
@@ -6,18 +7,20 @@ on all of its trials. So `next_runs` names what can be done now.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 from tests.benchmarks.accuracy_results import Results
-from tests.benchmarks.accuracy_settings import ABLATIONS, KNOBS, RANKERS, Settings, settings_hash, settings_of
+from tests.benchmarks.accuracy_settings import ABLATIONS, KNOBS, RANKERS, RATES, Settings, settings_hash, settings_of
 
-PARTS = ("table", "live", "time", "ablations")
+PARTS = ("first", "last30", "ablations", "live", "time", "table")
 SEEDS = (1, 2, 3)
 LIVE_SEEDS = (1, 2)
-EVAL_EVERY = 23  # steps; an epoch has 350 to 460
+LIVE_FIRST = ("tokenformer", "transformer", "dcnv2", "din")
+FIRST_ABLATIONS = ("parts", "fields", "patterns")
+EVAL_EVERY = 23  # steps; an epoch has 240 to 380
 
 
 @dataclass(frozen=True)
@@ -95,72 +98,94 @@ def final_runs(ranker: str, results: Results) -> list[Run]:
     return [] if settings is None else [Run("table", ranker, ranker, seed, settings, test=True) for seed in SEEDS]
 
 
-def last30_runs(results: Results) -> list[Run]:
-    """TokenFormer's final settings, over the last 30 of the history."""
-    settings = tuned("tokenformer", results)
-    if settings is None:
-        return []
-    short = settings_of("tokenformer", "last30", over_base(settings))
-    return [Run("table", "tokenformer, last 30", "tokenformer", seed, short, test=True) for seed in SEEDS]
+def last30_runs(ranker: str) -> list[Run]:
+    """The history that the published models had, one epoch, with the settings that tuning begins with."""
+    settings = settings_of(ranker, "last30")
+    return [Run("last30", f"{ranker}, last 30", ranker, seed, settings, test=True) for seed in SEEDS]
+
+
+def rate_runs(ranker: str) -> list[Run]:
+    """The same at other learning rates, for the validation split alone."""
+    return [
+        Run("last30", f"{ranker}, last 30, rate {rate:g}", ranker, 1, settings_of(ranker, "last30", {"optim.lr": rate}))
+        for rate in RATES
+    ]
 
 
 def live_runs(ranker: str) -> list[Run]:
     """One pass in time order with the settings that tuning begins with: nobody tunes on the future."""
-    settings = settings_of(ranker, "days")
+    settings = settings_of(ranker, "last30_days")
     return [
         Run("live", ranker, ranker, seed, settings, compare=other)
         for seed, other in zip(LIVE_SEEDS, LIVE_SEEDS[::-1], strict=True)
     ]
 
 
-def time_runs(ranker: str, results: Results) -> list[Run]:
-    """The final settings, scored on the test split under way."""
-    settings = tuned(ranker, results)
-    if settings is None:
-        return []
+def time_run(ranker: str) -> Run:
+    """The last 30 again, scored on the test split under way."""
     every = {"data.eval_segments": "3-test", "train.eval_every": EVAL_EVERY}
-    return [Run("time", ranker, ranker, 1, settings | every)]
+    return Run("time", ranker, ranker, 1, settings_of(ranker, "last30") | every)
 
 
-def ablation_runs(table: str, results: Results) -> dict[str, list[Run]]:
+def base_runs() -> list[Run]:
+    """What ablations are held against: one epoch of long rows, untuned."""
+    settings = settings_of("tokenformer")
+    return [Run("ablations", "tokenformer", "tokenformer", seed, settings, test=True) for seed in SEEDS]
+
+
+def ablation_runs(table: str) -> dict[str, list[Run]]:
     """{row: a run for each seed}."""
-    settings = tuned("tokenformer", results)
-    if settings is None:
-        return {}
-    return {
-        row: [Run("ablations", row, "tokenformer", seed, settings | over, test=True) for seed in SEEDS]
-        for row, over in ABLATIONS[table].items()
-    }
+    found = {}
+    for row, over in ABLATIONS[table].items():
+        settings = settings_of("tokenformer") | over
+        kind = settings["model.kind"]
+        found[row] = [Run("ablations", row, kind, seed, settings, test=True) for seed in SEEDS]
+    return found
 
 
 def all_runs(results: Results, only: str = "") -> Iterator[Run]:
     """Everything that is known by now, the most important first."""
-    parts = {
+    parts: dict[str, Callable[[], Iterable[Run]]] = {
+        "first": _first,
+        "last30": _last30,
+        "ablations": _ablations,
+        "live": lambda: chain.from_iterable(map(live_runs, RANKERS)),
+        "time": lambda: map(time_run, RANKERS),
         "table": lambda: _table(results),
-        "live": lambda: chain.from_iterable(live_runs(ranker) for ranker in RANKERS),
-        "time": lambda: chain.from_iterable(
-            [*trials(ranker, results)[0], *time_runs(ranker, results)] for ranker in RANKERS
-        ),
-        "ablations": lambda: _ablations(results),
     }
     for part in PARTS if not only else (only,):
         yield from parts[part]()
 
 
+def _first() -> Iterator[Run]:
+    """What tells most for two hours of one core."""
+    yield from (last30_runs(ranker)[0] for ranker in RANKERS)
+    groups = [base_runs(), *(runs for table in FIRST_ABLATIONS for runs in ablation_runs(table).values())]
+    yield from (runs[0] for runs in groups)
+    yield from (last30_runs(ranker)[1] for ranker in RANKERS)
+    yield from chain.from_iterable(live_runs(ranker) for ranker in LIVE_FIRST if ranker in RANKERS)
+
+
+def _last30() -> Iterator[Run]:
+    yield from _by_seed([last30_runs(ranker) for ranker in RANKERS])
+    yield from chain.from_iterable(map(rate_runs, RANKERS))
+
+
+def _ablations() -> Iterator[Run]:
+    groups = [base_runs(), *(runs for table in FIRST_ABLATIONS for runs in ablation_runs(table).values())]
+    yield from _by_seed(groups)
+    others = [table for table in ABLATIONS if table not in FIRST_ABLATIONS]
+    yield from _by_seed([runs for table in others for runs in ablation_runs(table).values()])
+
+
 def _table(results: Results) -> Iterator[Run]:
-    """A first run of every ranker, then TokenFormer to its end, then the others one by one, seed by seed at last."""
+    """Long rows. A first run of every ranker, then TokenFormer to its end, then the others one by one, seed by seed at
+    last."""
     yield from (trials(ranker, results)[0][0] for ranker in RANKERS)
     for ranker in RANKERS:
         yield from trials(ranker, results)[0]
         yield from final_runs(ranker, results)[:1]
-    yield from _by_seed([final_runs(ranker, results) for ranker in RANKERS] + [last30_runs(results)])
-
-
-def _ablations(results: Results) -> Iterator[Run]:
-    yield from trials("tokenformer", results)[0]
-    yield from final_runs("tokenformer", results)
-    yield from _by_seed([runs for table in ("parts", "patterns") for runs in ablation_runs(table, results).values()])
-    yield from _by_seed([runs for table in ("windows", "switches") for runs in ablation_runs(table, results).values()])
+    yield from _by_seed([final_runs(ranker, results) for ranker in RANKERS])
 
 
 def _by_seed(groups: Sequence[list[Run]]) -> Iterator[Run]:

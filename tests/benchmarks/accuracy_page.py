@@ -8,44 +8,36 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from tests.benchmarks.accuracy_matrix import (
-    Run,
-    ablation_runs,
-    final_runs,
-    last30_runs,
-    live_runs,
-    time_runs,
-    trials,
-)
-from tests.benchmarks.accuracy_results import Figures, Results
+from tests.benchmarks.accuracy_cells import NONE, auc_of, count, finished, mean_of, minutes, table
+from tests.benchmarks.accuracy_claims import ablation_table, claims_table, collapse_table
+from tests.benchmarks.accuracy_matrix import Run, final_runs, last30_runs, live_runs, rate_runs, time_run, trials
+from tests.benchmarks.accuracy_results import Results
 from tests.benchmarks.accuracy_settings import (
-    ABLATIONS,
     BASE,
     KNOBS,
     PUBLISHED_DIN,
     RANKERS,
+    RATES,
     TASKS,
     TRIALS,
     run_file,
     settings_of,
 )
 
-NONE = "—"
 PUBLISHED = (
-    ("no model: user mean + item mean", "—", ".7780", NONE),
-    ("DeepFM", "30", ".7915", ".5484"),
-    ("GRU4Rec", "30", ".7926", ".5453"),
-    ("AutoInt", "30", ".7929", ".5453"),
-    ("DCNv2", "30", ".7931", ".5464"),
-    ("SASRec", "30", ".7934", ".5460"),
-    ("DIN", "30", ".7962", ".5425"),
-    ("SIM", "30", ".7992", ".5387"),
-    ("ReLLa, 13-billion-parameter language model", "30", ".8033", ".5362"),
+    ("no model: user mean + item mean", ".7780", NONE),
+    ("DeepFM", ".7915", ".5484"),
+    ("GRU4Rec", ".7926", ".5453"),
+    ("AutoInt", ".7929", ".5453"),
+    ("DCNv2", ".7931", ".5464"),
+    ("SASRec", ".7934", ".5460"),
+    ("DIN", ".7962", ".5425"),
+    ("SIM", ".7992", ".5387"),
+    ("ReLLa, 13-billion-parameter language model", ".8033", ".5362"),
 )
-SAMPLING_ERROR = 0.0014
 
 
 def write(page: Path, results: Results) -> None:
@@ -67,33 +59,60 @@ def state(results: Results) -> str:
     codes = sorted({line["code"] for line in results.lines})
     days = sorted(line["date"][:10] for line in results.lines)
     hours = sum(line["seconds"] for line in results.lines) / 3600
+    when = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
     return (
-        f"{len(results.lines)} runs are finished, {days[0]} to {days[-1]}, {hours:.1f} hours of training, by "
+        f"{len(results.lines)} runs are finished, {when}, {hours:.1f} hours of training, by "
         f"the code of {', '.join(codes)}."
     )
 
 
-def main_table(results: Results) -> str:
+def last30_table(results: Results) -> str:
     """Published figures first, then ours."""
-    rows = [[f"*{name}*", "", "", seen, auc, loss] for name, seen, auc, loss in PUBLISHED]
+    rows = [[f"*{name}*", "", "", auc, loss, "", ""] for name, auc, loss in PUBLISHED]
     for ranker in RANKERS:
-        rows.append(_final_row(ranker, ranker, final_runs(ranker, results), results))
-    rows.append(_final_row("tokenformer", "tokenformer, last 30", last30_runs(results), results))
+        found = finished(last30_runs(ranker), results)
+        rows.append(
+            [
+                f"**{ranker}**" if found else ranker,
+                count(found[0]["dense_parameters"]) if found else NONE,
+                mean_of(found, "held_out", "auc"),
+                mean_of(found, "test", "auc"),
+                mean_of(found, "test", "loss"),
+                mean_of(found, "test", "calibration", 3),
+                minutes(mean(line["seconds"] for line in found)) if found else NONE,
+            ]
+        )
+    heads = ["ranker", "dense parameters", "valid AUC", "test AUC", "test log loss", "calibration", "minutes"]
+    return table(heads, rows)
+
+
+def rates_table(results: Results) -> str:
+    """One seed, the validation split."""
+    rows = []
+    for ranker in RANKERS:
+        cells = [results.get(*run.key) for run in (last30_runs(ranker)[0], *rate_runs(ranker))]
+        rows.append([ranker, *(auc_of(line["held_out"]) if line else NONE for line in cells)])
+    return table(["ranker", f"{BASE['optim.lr']:g} (shared)", *(f"{rate:g}" for rate in RATES)], rows)
+
+
+def long_table(results: Results) -> str:
+    """After tuning; until then what tuning has found so far."""
+    rows = [_final_row(ranker, final_runs(ranker, results), results) for ranker in RANKERS]
     return table(["ranker", "dense parameters", "valid AUC", "history", "test AUC", "test log loss"], rows)
 
 
-def _final_row(ranker: str, name: str, runs: Sequence[Run], results: Results) -> list[str]:
+def _final_row(ranker: str, runs: Sequence[Run], results: Results) -> list[str]:
     found = finished(runs, results)
     tried, _ = trials(ranker, results)
     tried_lines = finished(tried, results)
-    if not runs and tried_lines and name == ranker:  # tuning goes on: the validation split alone
+    if not runs and tried_lines:  # tuning goes on: the validation split alone
         best = max(tried_lines, key=lambda line: line["held_out"]["auc"])
         note = f"{auc_of(best['held_out'])} (best of {len(tried_lines)} of {TRIALS} trials)"
-        return [name, count(best["dense_parameters"]), note, seen_by(best["settings"]), NONE, NONE]
+        return [ranker, count(best["dense_parameters"]), note, seen_by(best["settings"]), NONE, NONE]
     if not found:
-        return [name, NONE, NONE, NONE, NONE, NONE]
+        return [ranker, NONE, NONE, NONE, NONE, NONE]
     return [
-        f"**{name}**",
+        f"**{ranker}**",
         count(found[0]["dense_parameters"]),
         mean_of(found, "held_out", "auc"),
         seen_by(found[0]["settings"]),
@@ -162,7 +181,7 @@ def time_table(results: Results) -> str:
     """Minutes of training, evaluations left out, until the first evaluation that reached the mark."""
     rows = []
     for ranker in RANKERS:
-        found = finished(time_runs(ranker, results), results)
+        found = finished([time_run(ranker)], results)
         if not found:
             rows.append([ranker, NONE, NONE, NONE, NONE])
             continue
@@ -173,100 +192,6 @@ def time_table(results: Results) -> str:
         at = [minutes(reached[1]), f"{reached[0] // TASKS:,}"] if reached else ["not reached", NONE]
         rows.append([ranker, *at, f"{best:.4f}".lstrip("0"), speed])
     return table(["ranker", f"minutes to {PUBLISHED_DIN:.4f}", "ratings", "best", "ratings a second"], rows)
-
-
-def ablation_table(results: Results) -> str:
-    """Seed by seed against TokenFormer's final runs: the same first weights and batches where shapes allow."""
-    base = {line["seed"]: line for line in finished(final_runs("tokenformer", results), results)}
-    rows = [["", "as tuned (2F2S)", mean_of(list(base.values()), "test", "auc"), "", ""]]
-    for name, variants in ABLATIONS.items():
-        runs = ablation_runs(name, results)
-        for variant in variants:
-            found = finished(runs.get(variant, []), results)
-            apart = differences(found, base)
-            cost = [line["seconds"] / base[line["seed"]]["seconds"] for line in found if line["seed"] in base]
-            rows.append(
-                [name, variant, mean_of(found, "test", "auc"), permille(apart), f"{mean(cost):.2f}" if cost else NONE]
-            )
-    return table(["", "TokenFormer", "test AUC", "difference, ‰", "time"], rows)
-
-
-def claims_table(results: Results) -> str:
-    """The paper's claims, and what these runs say of them."""
-    base = {line["seed"]: line for line in finished(final_runs("tokenformer", results), results)}
-    found = {
-        row: differences(finished(runs, results), base)
-        for name in ABLATIONS
-        for row, runs in ablation_runs(name, results).items()
-    }
-    no_nlir, no_bfts, neither = (found.get(row, []) for row in ("NLIR off", "BFTS off (4F)", "both off"))
-    parts = [a + b - c for a, b, c in zip(no_nlir, no_bfts, neither, strict=False)]
-    claims = (
-        ("NLIR helps (+4.87 ‰ over the plain Transformer)", verdict([-x for x in no_nlir])),
-        ("BFTS helps (2F2S over 4F: +0.85 ‰)", verdict([-x for x in no_bfts])),
-        ("both help (+8.15 ‰)", verdict([-x for x in neither])),
-        ("together less than their sum", verdict([-x for x in parts])),
-        ("3F1S is behind 2F2S (.64 ‰)", verdict([-x for x in found.get("3F1S", [])])),
-        ("1F3S is behind 2F2S (.80 ‰)", verdict([-x for x in found.get("1F3S", [])])),
-        ("4S collapses (−36 ‰)", verdict([-x for x in found.get("4S", [])], 0.01)),
-    )
-    return table(["claim (the paper's figures are on other data)", "here"], [list(claim) for claim in claims])
-
-
-def verdict(gains: Sequence[float], at_least: float = 0.0) -> str:
-    """gains: one a seed, positive where the claim holds. What lies within twice their spread is not decided."""
-    if not gains:
-        return NONE
-    found = permille(gains)
-    if len(gains) < 2:
-        return f"one seed says nothing yet ({found})"
-    if mean(gains) > max(at_least, 2 * stdev(gains)):
-        return f"holds ({found})"
-    return f"does not hold ({found})" if mean(gains) < -2 * stdev(gains) else f"not seen ({found})"
-
-
-def finished(runs: Sequence[Run], results: Results) -> list[Figures]:
-    """Their lines, of those that are done; where the test was asked for, with it."""
-    lines = [(run, results.get(*run.key)) for run in runs]
-    return [line for run, line in lines if line is not None and (line["test"] is not None or not run.test)]
-
-
-def differences(found: Sequence[Figures], base: dict[int, Figures]) -> list[float]:
-    """Of test AUC, seed by seed."""
-    return [line["test"]["auc"] - base[line["seed"]]["test"]["auc"] for line in found if line["seed"] in base]
-
-
-def mean_of(lines: Sequence[Figures], split: str, score: str, digits: int = 5) -> str:
-    """Mean ± standard deviation, and of how many seeds."""
-    values = [line[split][score] for line in lines if line.get(split)]
-    if not values:
-        return NONE
-    spread = f" ± {short(stdev(values), digits)}" if len(values) > 1 else ""
-    return f"{short(mean(values), digits)}{spread} ({len(values)})"
-
-
-def permille(values: Sequence[float]) -> str:
-    if not values:
-        return NONE
-    spread = f" ± {1000 * stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{1000 * mean(values):+.2f}{spread} ({len(values)})"
-
-
-def short(value: float, digits: int) -> str:
-    """.79812, as everybody writes it."""
-    return f"{value:.{digits}f}".removeprefix("0")
-
-
-def auc_of(scores: Figures) -> str:
-    return short(scores["auc"], 5)
-
-
-def count(number: int) -> str:
-    return f"{number:,}"
-
-
-def minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f}"
 
 
 def value_of(settings: Any, name: str) -> str:
@@ -284,14 +209,11 @@ def sizes_table(results: Results) -> str:
     return table(["ranker", "beside what is shared"], rows)
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in [heads, *rows]]
-    return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
-
-
 TABLES: dict[str, Callable[[Results], str]] = {
     "state": state,
-    "table": main_table,
+    "last30": last30_table,
+    "rates": rates_table,
+    "long": long_table,
     "base": base_list,
     "sizes": sizes_table,
     "settings": settings_table,
@@ -300,4 +222,5 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "time": time_table,
     "ablations": ablation_table,
     "claims": claims_table,
+    "collapse": collapse_table,
 }

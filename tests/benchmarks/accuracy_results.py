@@ -19,8 +19,8 @@ class Results:
     """What is finished, by (hash of the settings, seed). Of two lines of one key the later one stands."""
 
     def __init__(self, lines: list[Figures]) -> None:
-        self.lines = lines
         self._by_key = {(line["hash"], line["seed"]): line for line in lines}
+        self.lines = list(self._by_key.values())
 
     def get(self, settings: str, seed: int) -> Figures | None:
         return self._by_key.get((settings, seed))

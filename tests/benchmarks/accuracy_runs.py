@@ -30,6 +30,7 @@ from tests.benchmarks.accuracy_results import Figures, held
 from tests.benchmarks.accuracy_settings import TASK, TASKS, TEST, TRAIN, VALID, rows_hash, run_file
 
 ROOT = Path(__file__).resolve().parents[2]
+LOOKED_AT = 128  # rows of the test split, for sequential collapse
 SCORES = ("auc", "loss", "ne", "calibration", "examples")
 
 
@@ -74,7 +75,7 @@ class Runner:
                 test = self._score(place, lock, rows / "segment=3-test")
                 if test is None:
                     return None
-                figures["test"] = test
+                figures |= test
             check_counts(figures)
             if run.part == "live":
                 predictions = self._predictions(place, lock)
@@ -128,10 +129,11 @@ class Runner:
         scores = place.with_suffix(".scores.json")
         command = ["--run", str(place), "--scores", str(scores)]
         command += ["--rows", str(rows)] if rows else []
-        command += ["--predictions", str(predictions)] if predictions else []
+        command += ["--predictions", str(predictions)] if predictions else ["--collapse", str(LOOKED_AT)]
         if not self._call("tests.benchmarks.accuracy_score", command, place.with_suffix(".log"), lock):
             return None
-        return scores_of(json.loads(scores.read_text(encoding="utf-8")))
+        found = json.loads(scores.read_text(encoding="utf-8"))
+        return {"test": scores_of(found["tasks"]), "collapse": looks_of(found["collapse"])}
 
     def _predictions(self, place: Path, lock: int) -> Path | None:
         path = self.out / "predictions" / f"{place.name}.npz"
@@ -203,6 +205,18 @@ def training_figures(run_dir: Path) -> Figures:
 
 def scores_of(tasks: dict[str, dict[str, Any]]) -> Figures:
     return {name: tasks[TASK].get(name) for name in SCORES}
+
+
+def looks_of(collapse: Figures | None) -> Figures | None:
+    """Of each layer: effective rank by kind of token, and the share of their attention that behaviours give to fields.
+    None for a ranker without layers of tokens."""
+    if collapse is None:
+        return None
+    return {
+        "effective_rank": collapse["effective_rank"],
+        "on_fields": collapse["attention"].get("sequence", {}).get("field"),
+        "even": collapse["even_attention"].get("sequence", {}).get("field"),
+    }
 
 
 def check_counts(figures: Figures) -> None:

@@ -41,6 +41,22 @@ BASE: Settings = {
     "optim.clip_norm": 1.0,
 }
 
+OF_ALL_BEFORE = ["user_count", "user_mean", "user_offset"]  # they tell of more than the last 30
+LAST_30: Settings = {
+    "data.global_batch": 288,
+    "data.prepare.context_events": 20,
+    "data.prepare.supervised_events": 11,
+    "schema.histories.ratings.max_length": 31,
+    "without": OF_ALL_BEFORE,
+}
+BY_REQUEST: Settings = {"data.global_batch": 2048, "data.prepare.request": "movie_id"}  # nobody rates a movie twice
+LAST_30_BY_REQUEST = BY_REQUEST | {"schema.histories.ratings.max_length": 30, "without": OF_ALL_BEFORE}
+IN_DAYS: Settings = {
+    "data.prepare.split": "time",
+    "data.segments": "..2000-12-02",
+    "data.eval_segments": "2000-12-03..",
+}
+
 # How a log becomes rows: who sees how much. "rows" names the rows and "without" the
 # columns that are left out; they are no keys of the run file.
 ROWS: Mapping[str, Settings] = {
@@ -48,43 +64,21 @@ ROWS: Mapping[str, Settings] = {
     "long": {"data.global_batch": 16, "data.prepare.context_events": 200, "data.prepare.supervised_events": 200},
     "half": {"data.global_batch": 32, "data.prepare.context_events": 100, "data.prepare.supervised_events": 100},
     # A rating sees at most 30 earlier ones, in training, validation and test alike (20 to 30 where there are so many).
-    "last30": {
-        "data.global_batch": 288,
-        "data.prepare.context_events": 20,
-        "data.prepare.supervised_events": 11,
-        "schema.histories.ratings.max_length": 31,
-        "without": ["user_count", "user_mean", "user_offset"],  # they are of all earlier ratings
-    },
+    "last30": LAST_30,
     # A request row for each rating, for the ranker that has no `history` supervision.
-    "requests": {
-        "data.global_batch": 2048,
-        "data.prepare.request": "movie_id",  # nobody rates a movie twice
-        "schema.histories.ratings.max_length": 50,
-    },
-    "half_requests": {
-        "data.global_batch": 2048,
-        "data.prepare.request": "movie_id",
-        "schema.histories.ratings.max_length": 25,
-    },
+    "requests": BY_REQUEST | {"schema.histories.ratings.max_length": 50},
+    "half_requests": BY_REQUEST | {"schema.histories.ratings.max_length": 25},
+    "last30_requests": LAST_30_BY_REQUEST,
     # Days in their order, as a model lives. The test split begins in the afternoon of 2000-12-02.
-    "days": {
-        "data.global_batch": 16,
-        "data.prepare.context_events": 200,
-        "data.prepare.supervised_events": 200,
-        "data.prepare.split": "time",
-        "data.segments": "..2000-12-02",
-        "data.eval_segments": "2000-12-03..",
-    },
-    "request_days": {
-        "data.global_batch": 2048,
-        "data.prepare.request": "movie_id",
-        "data.prepare.split": "time",
-        "data.segments": "..2000-12-02",
-        "data.eval_segments": "2000-12-03..",
-        "schema.histories.ratings.max_length": 50,
-    },
+    "last30_days": LAST_30 | IN_DAYS,
+    "last30_request_days": LAST_30_BY_REQUEST | IN_DAYS,
 }
-BY_REQUEST = {"long": "requests", "half": "half_requests", "days": "request_days"}
+REQUESTS_OF = {
+    "long": "requests",
+    "half": "half_requests",
+    "last30": "last30_requests",
+    "last30_days": "last30_request_days",
+}
 
 # Same embeddings, comparable dense parameters: within a tenth of TokenFormer's (a test counts them).
 RANKERS: Mapping[str, Settings] = {
@@ -109,13 +103,18 @@ KNOBS: Mapping[str, tuple[Any, ...]] = {
 }
 TRIALS = 1 + sum(map(len, KNOBS.values()))
 
-# TokenFormer without a part or with another, over its tuned settings: {table: {row: settings}}.
+# Beside it, for the last 30 of the history: would another rate change the order of the rankers?
+RATES = (1e-3, 4e-3)
+
+# TokenFormer without a part or with another, over the settings that tuning begins with: {table: {row: settings}}.
+STATIC = ["gender", "age", "occupation", "zip"]
 ABLATIONS: Mapping[str, Mapping[str, Settings]] = {
     "parts": {
         "NLIR off": {"model.gate": False},
         "BFTS off (4F)": {"model.full_layers": 4},
-        "both off": {"model.gate": False, "model.full_layers": 4},
+        "both off": {"model.kind": "transformer"},
     },
+    "fields": {"no static field, both off": {"model.kind": "transformer", "without": STATIC}},
     "patterns": {
         "3F1S": {"model.full_layers": 3, "model.windows": [32]},
         "1F3S": {"model.full_layers": 1, "model.windows": [64, 32, 16]},
@@ -144,7 +143,7 @@ def settings_of(ranker: str, rows: str = "", over: Settings | None = None) -> di
     asked = over.pop("rows", "") or rows
     name = asked or "long"
     if ranker in SUPERVISED_BY_REQUEST:
-        name = BY_REQUEST.get(name, name)
+        name = REQUESTS_OF.get(name, name)
     found = {**BASE, **ROWS[name], "rows": name, "model.kind": ranker, **RANKERS[ranker], **over}
     found["model.embedding_dropout"] = found["model.dropout"]
     if "optim.decay_examples" not in over:
@@ -157,7 +156,8 @@ def run_file(settings: Settings, seed: int = 1) -> dict[str, Any]:
     content = tomllib.loads(_base())
     for name in settings.get("without", ()):
         del content["schema"]["columns"][name]
-    if settings["rows"] in BY_REQUEST.values():
+        content["embeddings"]["tables"].pop(name, None)
+    if settings["rows"] in REQUESTS_OF.values():
         content["schema"] = by_request(content["schema"])
     for name, value in settings.items():
         if name in ("rows", "without"):

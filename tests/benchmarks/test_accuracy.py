@@ -55,6 +55,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
 def figures_of(run: Run, auc: float = 0.79) -> Figures:
     """What a run would have come to."""
     scores = {"auc": auc, "loss": 0.54, "ne": 0.78, "calibration": 1.0, "examples": VALID}
+    look = {"effective_rank": {"sequence": [9.0] * 5, "field": [8.0] * 5}, "on_fields": [0.1] * 4, "even": [0.2] * 4}
     curve = {"curve": [[300, 60.0, 0.79], [600, 120.0, 0.797]]} if "train.eval_every" in run.settings else {}
     return (
         identity(run)
@@ -68,6 +69,7 @@ def figures_of(run: Run, auc: float = 0.79) -> Figures:
             "progressive": scores,
             "held_out": scores,
             "test": scores | {"examples": TEST, "auc": auc - 0.004 + run.seed * 1e-4} if run.test else None,
+            "collapse": look if run.test and run.ranker in ("tokenformer", "transformer") else None,
         }
     )
 
@@ -87,8 +89,7 @@ class Stub:
 def test_every_entry_is_a_run_file_and_the_rankers_are_of_one_size(tmp_path: Path) -> None:
     sizes = {}
     wanted: list[tuple[str, str, Any]] = [(ranker, "long", {}) for ranker in RANKERS]
-    wanted += [("hyformer", rows, {}) for rows in ("half", "days")]
-    wanted += [("tokenformer", rows, {}) for rows in ("half", "days", "last30")]
+    wanted += [(r, rows, {}) for r in ("tokenformer", "hyformer") for rows in ("half", "last30", "last30_days")]
     wanted += [("tokenformer", "long", over) for variants in ABLATIONS.values() for over in variants.values()]
     for ranker, rows, over in wanted:
         settings = settings_of(ranker, rows, over)
@@ -96,7 +97,7 @@ def test_every_entry_is_a_run_file_and_the_rankers_are_of_one_size(tmp_path: Pat
         path = tmp_path / "run.toml"
         path.write_text(tomli_w.dumps(content))
         config = load_config(path)
-        assert config.model.kind == ranker
+        assert config.model.kind == over.get("model.kind", ranker)
         for name, value in settings.items():
             section, _, key = name.partition(".")
             if section in ("optim", "model") and "." not in key:
@@ -143,7 +144,7 @@ def test_a_cut_matrix_goes_on_without_repeating(tmp_path: Path, few: tuple[str, 
         assert best is not None
         assert best.settings["model.dropout"] == 0.1
         assert all(run.settings == best.settings for run in final_runs(ranker, done))
-    assert {run.part for run in next_runs(done)} == {"live", "time", "ablations"}
+    assert {run.part for run in next_runs(done)} == {"last30", "live", "time", "ablations"}
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path, few: tuple[str, ...]) -> None:
@@ -197,19 +198,20 @@ def test_the_page_shows_gaps_and_how_many_seeds_a_mean_stands_on(tmp_path: Path)
     stub, results = Stub(), tmp_path / "results.jsonl"
 
     def carry(run: Run) -> Figures | None:
-        return stub(run) if run.ranker == "tokenformer" else _fail()
+        return stub(run) if run.ranker in ("tokenformer", "transformer") else _fail()
 
     carry_out(results, Runner(tmp_path / "no.zip", tmp_path), carry=carry)
     found = load(results)
-    kept = [line for line in found.lines if not (line["name"] == "tokenformer" and line["seed"] == 3)]
+    kept = [line for line in found.lines if line["seed"] != 3]
     accuracy_page.write(page, Results(kept))
     text = page.read_text()
     assert re.search(
         r"\| \*\*tokenformer\*\* \| 300,000 \| \.79900 ± \.00000 \(2\) \| 399 \| \.7951\d ± \.0000\d \(2\)", text
     )
+    assert re.search(r"\| \*\*tokenformer\*\* \| 300,000 \| \.\d+ ± \.00000 \(2\) \| \.\d+ ± \.0000\d \(2\)", text)
     assert re.search(r"\| din \| — \| — \| — \| — \| — \|", text)
     assert re.search(r"\| tokenformer \| 2\.0 \| 200 \| \.7970 \|", text)
-    assert re.search(r"\| 4S collapses \(−36 ‰\) \| not seen \(\+0\.00 ± 0\.00 \(2\)\) \|", text)
+    assert re.search(r"\| 4S collapses: 4F over it \| \+36 \| \+0\.00 ± 0\.00 \(2\): not seen \|", text)
     outside = re.compile(r"(<!-- accuracy: (\w+) -->).*?(<!-- /accuracy: \2 -->)", re.DOTALL)
     assert outside.sub("", text) == outside.sub("", before)
 
@@ -289,4 +291,10 @@ def test_the_order_begins_with_every_ranker_once() -> None:
     first = [run for run, _ in zip(all_runs(Results([])), RANKERS, strict=False)]
     assert [run.ranker for run in first] == list(RANKERS)
     assert accuracy_matrix.done(first[0], Results([figures_of(first[0])]))
-    assert not accuracy_matrix.done(replace(first[0], test=True), Results([figures_of(first[0])]))
+    assert not accuracy_matrix.done(first[0], Results([figures_of(replace(first[0], test=False))]))
+
+
+def test_the_plain_transformer_is_the_ablation_without_both_parts() -> None:
+    """The same run file, so it is trained once."""
+    (plain,) = {run.hash for run in accuracy_matrix.ablation_runs("parts")["both off"]}
+    assert plain == settings_hash(settings_of("transformer"))
