@@ -19,7 +19,7 @@ from embeddings.plan_load import assumed_ids
 from embeddings.reset import RowResetter
 from embeddings.sharders import sharders
 from embeddings.specs import TableSpec, table_specs
-from embeddings.tables import Tables, key_order
+from embeddings.tables import Tables, key_order, table_groups
 from embeddings.touched import TouchedRows, watch_rows
 from model.compute import set_compute
 from model.embedding_dropout import EmbeddingDropout
@@ -115,7 +115,7 @@ def assemble(config: Config, runtime: Runtime) -> Assembly:
         data_parallel_wrapper=sync,
     )
     initialise(model, specs, config.train.seed)
-    gate.dense_gradients = sync.flat_gradients
+    gate.dense_gradients, gate.parameters, gate.tables = sync.flat_gradients, sync.parameters, table_groups(specs)
     touched = watch_rows(model, specs)
     return Assembly(
         model=model,

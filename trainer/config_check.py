@@ -138,21 +138,30 @@ def _workers(data: Data, launch: Launch) -> list[str]:
     return problems
 
 
-def _best(schema: Schema, train: Train, checkpoint: Checkpoint) -> list[str]:
-    """Checkpoints that nothing would score, or by a task that there is not."""
-    if not checkpoint.keep_best:
-        return []
-    problems = []
-    if not train.eval_every:
-        problems.append(
-            f"checkpoint.keep_best = {checkpoint.keep_best} but train.eval_every = 0 → a checkpoint is scored by an "
-            "evaluation under way → set train.eval_every, or keep_best = 0"
-        )
+def _best(schema: Schema, checkpoint: Checkpoint) -> list[str]:
+    """By a task that there is not."""
     task, dot, _ = checkpoint.best.rpartition(".")
-    if dot and task not in schema.tasks:
+    if not dot or task in schema.tasks:
+        return []
+    return [
+        f"checkpoint.best = '{checkpoint.best}' → TASK.METRIC of one of the tasks: {', '.join(schema.tasks)} → "
+        "correct the task's name"
+    ]
+
+
+def _guards(train: Train, checkpoint: Checkpoint) -> list[str]:
+    """Guards that nothing would wake."""
+    problems = []
+    for key in ("stop_after", "eval_share"):
+        if getattr(train, key) and not train.eval_every:
+            problems.append(
+                f"train.{key} = {getattr(train, key)} but train.eval_every = 0 → it is of evaluations under way → set "
+                f"train.eval_every, or {key} = 0"
+            )
+    if train.stop_after and not checkpoint.keep_best:
         problems.append(
-            f"checkpoint.best = '{checkpoint.best}' → TASK.METRIC of one of the tasks: {', '.join(schema.tasks)} → "
-            "correct the task's name"
+            f"train.stop_after = {train.stop_after} but checkpoint.keep_best = 0 → the best model would be gone when "
+            "the run stops → set checkpoint.keep_best = 1"
         )
     return problems
 
@@ -179,6 +188,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
     (("init",), _init),
     (("schema", "embeddings", "init"), _init_ids),
     (("data", "launch"), _workers),
-    (("schema", "train", "checkpoint"), _best),
+    (("schema", "checkpoint"), _best),
+    (("train", "checkpoint"), _guards),
     (("model", "train"), _compute),
 )

@@ -59,7 +59,8 @@ class Train(Frozen):
 
     seed: of initial values, shuffling and dropout.
     max_steps: optimizer steps since the model's birth; 0 = to the end of the data.
-    log_every: steps. eval_every: steps; 0 = at the end only. eval_rows: bound per evaluation under way; 0 = all.
+    log_every: steps. eval_every: steps; 0 = at the end only. eval_rows: bound per evaluation under way, on a fixed
+    sample of the held-out rows, the same ones each time; 0 = all.
     dense_sync: "sync": buckets of dense gradients are all-reduced from gradient hooks while backward still runs.
                 "delayed": the exchange of a step goes on during the whole next one; dense parameters are one step
                 behind, tables are not.
@@ -80,6 +81,19 @@ class Train(Frozen):
     compile:    the tower's blocks through torch.compile, attention apart; needs a C++ compiler (a GPU: triton).
     checkpoint_activations: a block's inside is computed again in backward, not kept: the same bits, less memory, more
                 time.
+    eval_share: of the time, what evaluations under way may take at most; one that comes too soon is put off to a later
+                multiple of eval_every. 0 = no bound. The clock then says when they are made; weights do not depend on
+                it (docs/guards.md).
+    stop_after: evaluations under way without an improvement of `checkpoint.best`, after which the run ends; 0 = off.
+    stop_min_delta: a smaller improvement is none.
+    on_nonfinite: "skip": a step with a NaN or infinite loss or gradient changes nothing, and training goes on. "stop":
+                the run ends there, with a checkpoint of the model as it was before that step.
+    max_bad_steps: so many skipped steps one after the other end the run as well; 0 = never.
+    spike_sigmas: a step whose loss is so many standard deviations above the median of those before it is a spike, and
+                is kept with its neighbours in spikes/ of the run directory; the deviation is estimated from the
+                median of the distances to that median. 0 = off.
+    spike_window: steps that the medians are of.
+    spike_keep: spikes and bad steps that are kept, the first ones of a model's life; later ones are told only.
     """
 
     seed: int = 1
@@ -98,6 +112,14 @@ class Train(Frozen):
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     compile: bool = False
     checkpoint_activations: bool = False
+    eval_share: float = Field(default=0.0, ge=0, lt=1)
+    stop_after: int = Field(default=0, ge=0)
+    stop_min_delta: float = Field(default=0.0, ge=0)
+    on_nonfinite: Literal["skip", "stop"] = "skip"
+    max_bad_steps: int = Field(default=100, ge=0)
+    spike_sigmas: float = Field(default=10.0, ge=0)
+    spike_window: int = Field(default=128, ge=16)
+    spike_keep: int = Field(default=20, ge=0)
 
 
 class Checkpoint(Frozen):
@@ -113,7 +135,7 @@ class Checkpoint(Frozen):
                of the run directory.
     keep:      so many, the newest ones.
     keep_best: besides, so many by `best`, of those that an evaluation at the same step has scored; a checkpoint is
-               then written at every evaluation under way. 0 = none.
+               then written at every evaluation under way, and the one at the end of a run is scored too. 0 = none.
     best:      TASK.METRIC or METRIC (of the first task): "ne" and "loss", where less is better, "auc" and "gauc".
     keep_segments: besides, the last one of each of so many segments, the newest ones. 0 = none.
 

@@ -123,7 +123,7 @@ class DenseOptimizer:
         max_norm = self._config.clip_norm or math.inf
         self.grad_norm = nn.utils.clip_grad_norm_(list(self._parameters.values()), max_norm)
         if not torch.isfinite(self.grad_norm):
-            self._gate.bad_steps += 1
+            self._gate.overflow()
             return
         self.lr = learning_rate(self._config, update.examples)
         for group in self.adamw.param_groups:

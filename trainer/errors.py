@@ -34,6 +34,10 @@ class CheckpointError(UserError):
     exit_code = 5
 
 
+class NonFiniteError(UserError):
+    """A step was not finite, and the run file says that this ends the run. The model is saved as it was before it."""
+
+
 class LostRankError(UserError):
     """A rank is gone or stands still, and with it the run. who: names it; how: what this rank saw of that."""
 

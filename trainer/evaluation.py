@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ from torch import nn
 from embeddings.idmap import IdMapper
 from pipelines.footer_cache import FooterCache
 from pipelines.reading import BY_LENGTH, RowCost
+from pipelines.sampled_pass import SampledPass
 from pipelines.segments import Segment
 from pipelines.stream import Executor
 from pipelines.windows import Pass
@@ -70,29 +70,21 @@ class Evaluator:
         self._quarantine, self._cost, self._blocks = quarantine, cost, blocks
 
     def __call__(self, model: nn.Module, state: TrainState, rows: int = 0) -> EvalRecord:
-        """rows: stop after about so many, 0 = all. The model must be detached from its training pipeline. Ids are
-        mapped as of state.step, although those of later batches are mapped already."""
+        """rows: about so many, the same ones each time (pipelines.sampled_pass); 0 = all. The model must be detached
+        from its training pipeline. Ids are mapped as of state.step, although those of later batches are mapped
+        already."""
         config, started = self._config, time.perf_counter()
         self._runtime.beats.beat(state.step, "evaluation begins")
-        pass_ = Pass(
-            config.schema,
-            config.data,
-            self._segments,
-            shuffle=False,
-            cache=self._cache,
-            quarantine=self._quarantine,
-            cost=self._cost,
-        )
+        pass_ = self._pass(rows)
         feed = open_feed(
             pass_, None, self._executor, self._mapper, self._runtime, state.step, train=False, blocks=self._blocks
         )
-        limit = -(-rows // config.data.global_batch) if rows else None
         try:
             sample = CollapseSample(config.train.collapse_rows, self._runtime)
             with sample.watching(model) if config.train.collapse_rows else nullcontext():
                 found = predict(
                     model,
-                    _beating(itertools.islice(feed, limit), state.step, self._runtime),
+                    _beating(feed, state.step, self._runtime),
                     tuple(config.schema.tasks),
                     config.schema.supervised_history if config.schema.supervision == "history" else "",
                     self._runtime,
@@ -116,6 +108,17 @@ class Evaluator:
         if self._runtime.is_first:  # where the predictions are
             self._telemetry.eval(record)
         return record
+
+    def _pass(self, rows: int) -> Pass:
+        shared: dict[str, Any] = {
+            "schema": self._config.schema,
+            "data": self._config.data,
+            "segments": self._segments,
+            "cache": self._cache,
+            "quarantine": self._quarantine,
+            "cost": self._cost,
+        }
+        return SampledPass(rows, **shared) if rows else Pass(**shared, shuffle=False)
 
 
 def _beating(batches: Iterator[RequestBatch], step: int, runtime: Runtime) -> Iterator[RequestBatch]:

@@ -17,6 +17,7 @@ from trainer.checkpoint.state import read_state
 from trainer.config import Config
 from trainer.consumed import Recorder
 from trainer.feed import Feed
+from trainer.guards import Ending, Guards
 from trainer.init_from import begin
 from trainer.model_description import describe, to_json
 from trainer.model_state import load_rest, model_tensors
@@ -34,7 +35,10 @@ class Trainer:
     is collective.
 
     feed_from: makes the feed that starts after a state. evaluate: called with the detached model at its own cadence;
-    returns its scores, as checkpoints are compared by them. profile: of some steps, if wanted.
+    returns its scores, as checkpoints are compared by them; its last argument bounds the rows. profile: of some steps,
+    if wanted. scores_at_end: whether there is something held out to score the last checkpoint by.
+
+    ending: why the run ended before its data did; None where it did not.
     """
 
     def __init__(
@@ -47,24 +51,31 @@ class Trainer:
         checkpointer: Checkpointer,
         evaluate: Callable[[nn.Module, TrainState, int], Mapping[str, float]],
         runtime: Runtime,
+        guards: Guards,
         profile: StepProfile | None = None,
+        scores_at_end: bool = False,
     ) -> None:
         self._config, self._assembly, self._pass = config, assembly, pass_
         self._feed_from, self._reporter, self._checkpointer = feed_from, reporter, checkpointer
         self._evaluate_model, self._profile, self._clock = evaluate, profile, assembly.clock
         self._device, self._world_size, self._beats = runtime.device, runtime.world_size, runtime.beats
+        self._guards, self._scores_at_end = guards, scores_at_end
+        self._evaluated_step: int | None = None
+        self._evaluation_waits = False
         self._description = to_json(describe(config, assembly.specs))
         self._is_pipelined = False
         self._recorder: Recorder | None = None
         self.state = TrainState()
 
     def train(self, recorder: Recorder | None = None) -> TrainState:
-        """The run. recorder: keeps account of what was trained, for `audit`."""
+        """The run. recorder: keeps account of what was trained, for `audit`. Raises NonFiniteError, once the model as
+        it was before the bad step is saved."""
         self._recorder = recorder
         self._feed = self._feed_from(self.state)
         self._pipeline = self._make_pipeline()
         self._assembly.optimizer.begin(self.state.step)
         self._reporter.start(self.state, self._pass)
+        self._guards.start(self.state)
         try:
             data_ended = False
             while not self._finished():
@@ -76,14 +87,14 @@ class Trainer:
                     break
                 self.state = self.state.after(outputs)
                 self._account(outputs)
-                scores = self.evaluate() if self._evaluation_is_due() else {}
-                if self._saving_is_due(bool(scores)):
+                scores = self._evaluate_under_way() if self._evaluation_is_due() else None
+                if self._saving_is_due(scores is not None):
                     self.save(scores)
                 self._reporter.saved(self._checkpointer.poll())
             self._assembly.optimizer.end()
             self._assembly.copies.end(self.state.step)
             self._reporter.end(self.state, self._feed, data_ended)
-            self.save()
+            self.save(self._evaluate_at_end())
             self._reporter.saved(self._checkpointer.wait())
         finally:
             if self._profile is not None:
@@ -91,7 +102,19 @@ class Trainer:
             self._feed.close()
             self._checkpointer.close()
         self._pipeline.detach()
+        if self.ending is not None and self.ending.error is not None:
+            raise self.ending.error
         return self.state
+
+    @property
+    def ending(self) -> Ending | None:
+        """Of the guards."""
+        return self._guards.ending
+
+    @property
+    def has_just_evaluated_all(self) -> bool:
+        """Whether the model as it is was scored on all that is held out."""
+        return self._evaluated_step == self.state.step and not self._config.train.eval_rows
 
     @property
     def stopped_early(self) -> bool:
@@ -104,6 +127,8 @@ class Trainer:
 
     def _finished(self) -> bool:
         limit, step = self._config.train.max_steps, self.state.step
+        if self.ending is not None:
+            return True
         return (self._feed.stopping and self._is_whole()) or bool(limit and step >= limit)
 
     def _is_whole(self) -> bool:
@@ -136,6 +161,7 @@ class Trainer:
         with self._clock.part("telemetry"):
             if self._recorder is not None:
                 self._recorder.trained(self.state.step, outputs.host)
+            self._guards.after_step(outputs, self.state)
             self._reporter.after_step(outputs, self.state, self._feed)
 
     def _reset_evicted(self) -> None:
@@ -145,8 +171,25 @@ class Trainer:
         self._assembly.resetter.reset(self._assembly.mapper.take_resets(self.state.step + 1))
 
     def _evaluation_is_due(self) -> bool:
-        every = self._config.train.eval_every
-        return bool(every) and self.state.step % every == 0
+        """One that a checkpoint is scored by waits for a model that can be saved as it is."""
+        self._evaluation_waits |= self._guards.evaluation_is_due(self.state.step)
+        return self._evaluation_waits and (self._is_whole() or not self._guards.wants_scores)
+
+    def _evaluate_under_way(self) -> Mapping[str, float]:
+        started = time.perf_counter()
+        scores = self.evaluate()
+        self._evaluation_waits = False
+        self._guards.evaluated(self.state, scores, time.perf_counter() - started)
+        return scores
+
+    def _evaluate_at_end(self) -> Mapping[str, float]:
+        """What the last checkpoint is compared by: the rows that the others were scored on. It is none of those that
+        early stopping counts: a run that is cut in two would stop elsewhere."""
+        is_good_end = not self._feed.stopping and (self.ending is None or self.ending.error is None)
+        known = self.state.step in (0, self._evaluated_step, self._checkpointer.last_step)
+        if known or not (self._scores_at_end and self._config.checkpoint.keep_best and is_good_end):
+            return {}
+        return self.evaluate()
 
     def _saving_is_due(self, scored: bool) -> bool:
         """The same on every rank."""
@@ -160,6 +203,7 @@ class Trainer:
         with self._clock.paused():
             scores = self._evaluate_detached()
         self._reporter.not_training(time.perf_counter() - started)
+        self._evaluated_step = self.state.step
         return scores
 
     def _evaluate_detached(self) -> Mapping[str, float]:
@@ -185,6 +229,7 @@ class Trainer:
             self._reporter.metrics_state(),
             self._description,
             self._assembly.optimizer.in_flight_examples,
+            self._guards.state(),
         )
         stalled = self._checkpointer.begin(
             state, lambda: model_tensors(self._assembly, self.state.step, to_save=True), scores
@@ -216,6 +261,7 @@ class Trainer:
         self._assembly.gate.bad_steps = found.bad_steps
         self.state = TrainState.from_checkpoint(found, path)
         self._reporter.restore(found.extra["metrics"])
+        self._guards.restore(found.extra.get("guards"))
 
 
 def require_pipelined(pipeline: SplitPipeline, tables: Tables) -> None:

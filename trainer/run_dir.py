@@ -6,6 +6,7 @@
     plan_cache/ (footers of the data; may be removed between runs)
     profile/ (traces of a few steps, by --profile)
     quarantine/ (bad rows, where data.on_bad_row says so)
+    spikes/ (batches around a spike of the loss, and bad steps)
     checkpoints/step_00002000/ (complete only when its COMMIT file exists; elsewhere where [checkpoint] store says so)
 
 A path of a file system that every rank sees. Files are replaced whole (temporary file, fsync, rename), so that a reader
@@ -74,6 +75,7 @@ class RunDir:
         self.gate = self.path / "gate.json"
         self.quarantine = self.path / "quarantine"
         self.profile = self.path / "profile"
+        self.spikes = self.path / "spikes"
 
     def recorded_train(self) -> dict[str, Any]:
         """`[train]` of the config.toml that an earlier start wrote; empty where there is none that can be read: whoever

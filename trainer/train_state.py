@@ -51,9 +51,11 @@ class TrainState:
         metrics: JsonValue,
         model: JsonValue,
         in_flight: int | None = None,
+        guards: JsonValue = None,
     ) -> CheckpointState:
         """What is saved beside the tensors. model: a description of it (see model_description). in_flight: of the dense
-        update that is saved with it, to be taken by the next step: examples when it was computed."""
+        update that is saved with it, to be taken by the next step: examples when it was computed. guards: their
+        state."""
         return CheckpointState(
             step=self.step,
             examples=self.examples,
@@ -69,6 +71,7 @@ class TrainState:
                 "quarantined_rows": self.quarantined_rows,
                 "metrics": metrics,
                 "model": model,
+                "guards": guards,
                 **({} if in_flight is None else {IN_FLIGHT: in_flight}),
             },
         )

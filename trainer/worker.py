@@ -31,8 +31,11 @@ from trainer.compute_choice import settle_compute
 from trainer.config import Config, dump_config
 from trainer.config_sections import Launch
 from trainer.consumed import open_recorder
+from trainer.errors import ConfigError
 from trainer.evaluation import Evaluator, Predictions
 from trainer.feed import open_feed
+from trainer.guards import Guards
+from trainer.guards.ending import how_it_ended
 from trainer.job import Job
 from trainer.loop import Trainer
 from trainer.machine import environment
@@ -100,6 +103,11 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
     job = replace(job, config=settle_compute(job.config, runtime, run_dir if job.resume != "never" else None))
     config = job.config
     segments = shared_segments(config.data, runtime)
+    if config.checkpoint.keep_best and not segments.eval:
+        raise ConfigError(
+            f"checkpoint.keep_best = {config.checkpoint.keep_best} but no segment is held out → the best is found by "
+            "evaluations → name some in data.eval_segments, or keep_best = 0"
+        )
     with _logging_to(run_dir, runtime):
         config = with_peak(config, run_dir, runtime)
         job = replace(job, config=config)
@@ -122,10 +130,10 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
                 state = trainer.train(recorder)
             runtime.beats.beat(state.step, "ending")
             log_maps(assembly.mapper, runtime)
-            if segments.eval and not trainer.stopped_early:
+            if segments.eval and not trainer.stopped_early and not trainer.has_just_evaluated_all:
                 evaluator(assembly.model, state)
             runtime.beats.beat(state.step, "ending")
-            return telemetry.finish()
+            return telemetry.finish() | how_it_ended(trainer.ending, run_dir, config)
         finally:
             telemetry.close()
 
@@ -255,6 +263,7 @@ def _join(
     evaluator = Evaluator(
         config, held_out, assembly.mapper, runtime, evaluation, telemetry, cache, quarantine, cost, assembly.blocks
     )
+    guards = Guards(config, runtime, assembly.gate, telemetry, run_dir, pass_)
     trainer = Trainer(
         config,
         assembly,
@@ -275,7 +284,9 @@ def _join(
         checkpointer,
         lambda model, state, rows: evaluator(model, state, rows).scores,
         runtime,
+        guards,
         StepProfile(run_dir.profile, runtime, assembly.clock) if job.profile else None,
+        scores_at_end=bool(held_out),
     )
     return trainer, evaluator
 

@@ -21,6 +21,7 @@ from trainer.assembly import assemble
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.config_sections import Checkpoint, Telemetry, Train
 from trainer.consumed import Recorder, open_recorder
+from trainer.guards import Guards
 from trainer.loop import Trainer
 from trainer.reporter import Reporter
 from trainer.run_dir import RunDir
@@ -105,6 +106,7 @@ def train_in_turns(
         checkpointer,
         lambda _model, _state, _rows: {},
         runtime,
+        Guards(config, runtime, assembly.gate, sinks, run_dir, pass_),
     )
     try:
         with closing(open_recorder(run_dir, config, segments, 0, runtime)) as recorder:

@@ -40,10 +40,7 @@ def keep(commits: Mapping[str, Commit], config: Checkpoint, task: str) -> set[st
     names = sorted(commits, key=lambda name: commits[name].step)
     kept = set(names[-config.keep :])
     if config.keep_best:
-        metric = config.best if "." in config.best else f"{task}.{config.best}"
-        sign = 1 if LESS_IS_BETTER[metric.rpartition(".")[2]] else -1
-        scored = [name for name in names if metric in commits[name].scores]
-        kept.update(sorted(scored, key=lambda name: sign * commits[name].scores[metric])[: config.keep_best])
+        kept.update(best_first(commits, config, task)[: config.keep_best])
     last_of = {commits[name].segment: name for name in names}  # the last one of a segment wins
     by_step = sorted(last_of.values(), key=lambda name: commits[name].step)
     kept.update(by_step[-config.keep_segments :] if config.keep_segments else [])
@@ -52,6 +49,20 @@ def keep(commits: Mapping[str, Commit], config: Checkpoint, task: str) -> set[st
         if name in kept and base is not None:
             kept.add(base.name)
     return kept & commits.keys()
+
+
+def best_metric(config: Checkpoint, task: str) -> tuple[str, int]:
+    """(TASK.METRIC of `best`, the sign of what makes it better: 1 where less is). task: the first one."""
+    metric = config.best if "." in config.best else f"{task}.{config.best}"
+    return metric, 1 if LESS_IS_BETTER[metric.rpartition(".")[2]] else -1
+
+
+def best_first(commits: Mapping[str, Commit], config: Checkpoint, task: str) -> list[str]:
+    """Names of those with a score of `best`; of two that are equal the older one first."""
+    metric, sign = best_metric(config, task)
+    names = sorted(commits, key=lambda name: commits[name].step)
+    scored = [name for name in names if metric in commits[name].scores]
+    return sorted(scored, key=lambda name: sign * commits[name].scores[metric])
 
 
 def _newest_first(found: list[StepDir]) -> list[StepDir]:
