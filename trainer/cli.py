@@ -92,11 +92,20 @@ def plan(
     metavar="N",
     help="Rows whose tokens are looked at layer by layer.  [default: the run's train.collapse_rows]",
 )
-def evaluate(run: str, rows: str | None, collapse: int | None) -> None:
+@click.option(
+    "--by", default="", metavar="FIELD", help="Also by the values of a column: the 20 most frequent, and others."
+)
+@click.option(
+    "--predictions", default="", metavar="DIR", help="Write every prediction, with the ids of the data, as Parquet."
+)
+@click.option("--checkpoint", type=click.IntRange(min=0), metavar="STEP", help="Of this step.  [default: the newest]")
+def evaluate(
+    run: str, rows: str | None, collapse: int | None, by: str, predictions: str, checkpoint: int | None
+) -> None:
     """Score a trained run: NE, AUC, GAUC and calibration per task."""
     from trainer.evaluate_verb import evaluate as score  # noqa: PLC0415
 
-    score(run, rows, collapse)
+    score(run, rows, collapse, by, predictions, checkpoint)
 
 
 @cli.command()

@@ -1,4 +1,9 @@
-"""Evaluation on held-out rows: exact metrics per task from the predictions of all ranks."""
+"""Evaluation on held-out rows: exact metrics per task from the predictions of all ranks, which each keeps its own of.
+
+A rank holds 20 bytes an example and task while it predicts, and up to about five times its share while it scores
+(trainer/metrics/exact.py): 10^9 examples of one task on 64 ranks come to 2 GB each. Gathered they would be 100 GB on
+one of them.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from embeddings.idmap import IdMapper
@@ -23,23 +28,27 @@ from pipelines.windows import Pass
 from trainer.collapse import CollapseSample
 from trainer.config import Config
 from trainer.device_batch import RequestBatch
+from trainer.eval_detail import Detail, Scored, score
 from trainer.feed import open_feed
 from trainer.field_blocks import FieldBlocks
-from trainer.metrics.exact import evaluate_task, gauc
+from trainer.metrics.exchange import Exchange
 from trainer.runtime import Runtime
 from trainer.telemetry.records import EvalRecord
 from trainer.telemetry.telemetry import Telemetry
 from trainer.train_state import TrainState
 
+Array = npt.NDArray[Any]
+TYPES = {"probability": np.float32, "label": np.float32, "weight": np.float32, "user": np.int64, "slice": np.int32}
+
 
 @dataclass(frozen=True)
 class Predictions:
-    """Supervised positions with a weight, of all ranks on rank 0 (else empty): per task arrays of one length each.
+    """Supervised positions with a weight, of this rank: per task arrays of one length each. rows: of all ranks.
 
-    {task: {"probability", "label", "weight": float32, "user", "request": int64}}
+    {task: {"probability", "label", "weight": float32, "user": int64, "slice": int32, where slices are wanted}}
     """
 
-    tasks: dict[str, dict[str, np.ndarray[Any, Any]]]
+    tasks: dict[str, dict[str, Array]]
     rows: int
 
 
@@ -47,10 +56,12 @@ class Evaluator:
     """Predicts the held-out segments with a model as it is and reports them. Called by the loop at its cadence and at
     the end; collective.
 
-    keep: is given the predictions as well; set it for who wants more than scores.
+    keep: is given this rank's predictions as well. detail: slices and files of predictions. Set them for who wants more
+    than scores.
     """
 
     keep: Callable[[Predictions], None] | None = None
+    detail: Detail | None = None
 
     def __init__(
         self,
@@ -88,24 +99,27 @@ class Evaluator:
                     tuple(config.schema.tasks),
                     config.schema.supervised_history if config.schema.supervision == "history" else "",
                     self._runtime,
+                    self.detail,
                 )
             collapse = sample.figures()
         finally:
             feed.close()
         if self.keep is not None:
             self.keep(found)
-        tasks = found.tasks.items()
+        exchange = Exchange(self._runtime.control)
+        values, by_user = score(found.tasks, exchange)
         record = EvalRecord(
             step=state.step,
             examples=state.examples,
             split=",".join(s.name for s in self._segments),
-            tasks={task: evaluate_task(a["probability"], a["label"], a["weight"]) for task, a in tasks},
-            gauc={task: gauc(a["probability"], a["label"], a["user"], a["weight"]) for task, a in tasks},
+            tasks=values,
+            gauc=by_user,
             rows=found.rows,
             seconds=time.perf_counter() - started,
             collapse=collapse,
+            slices=None if self.detail is None else self.detail.finish(found.tasks, exchange),
         )
-        if self._runtime.is_first:  # where the predictions are
+        if self._runtime.is_first:
             self._telemetry.eval(record)
         return record
 
@@ -135,12 +149,13 @@ def predict(
     tasks: tuple[str, ...],
     supervised_history: str,
     runtime: Runtime,
+    detail: Detail | None = None,
 ) -> Predictions:
     """Forward only, model as it is; collective. The model must be detached from its training pipeline.
 
-    supervised_history: its name in `history` supervision, "" in `candidates` supervision.
+    supervised_history: its name in `history` supervision, "" in `candidates` supervision. detail: is shown every batch.
     """
-    parts: dict[str, list[dict[str, np.ndarray[Any, Any]]]] = {task: [] for task in tasks}
+    parts: dict[str, dict[str, list[Array]]] = {task: {name: [] for name in TYPES} for task in tasks}
     rows = 0
     was_training = model.training
     model.eval()
@@ -151,49 +166,36 @@ def predict(
                 rows += batch.info.rows
                 host = batch.host
                 lengths = host.history_lengths[supervised_history] if supervised_history else host.candidate_lengths
-                users, requests = np.repeat(host.user, lengths), np.repeat(host.request, lengths)
+                users = np.repeat(host.user, lengths)
+                scored = Scored(
+                    *(_on_host(t) for t in (outputs.probabilities_SK, outputs.labels_SK, outputs.weights_SK))
+                )
+                slices = None if detail is None else detail.saw(host, scored)
                 for k, task in enumerate(tasks):
-                    weight = outputs.weights_SK[:, k].cpu().numpy()
-                    kept = np.flatnonzero(weight)
-                    parts[task].append(
-                        {
-                            "probability": outputs.probabilities_SK[:, k].float().cpu().numpy()[kept],
-                            "label": outputs.labels_SK[:, k].cpu().numpy()[kept],
-                            "weight": weight[kept],
-                            "user": users[kept],
-                            "request": requests[kept],
-                        }
-                    )
+                    kept = np.flatnonzero(scored.weights_SK[:, k])
+                    columns = {
+                        "probability": scored.probabilities_SK[:, k],
+                        "label": scored.labels_SK[:, k],
+                        "weight": scored.weights_SK[:, k],
+                        "user": users,
+                    } | ({} if slices is None else {"slice": slices})
+                    for name, column in columns.items():
+                        parts[task][name].append(column[kept])
     finally:
         model.train(was_training)
-    own = {task: _concatenate(found) for task, found in parts.items()}
-    if runtime.world_size == 1:
-        return Predictions(own, rows)
-    return Predictions({task: _gather(arrays, runtime) for task, arrays in own.items()}, rows)
+    return Predictions({task: _concatenate(of_task) for task, of_task in parts.items()}, rows)
 
 
-def _concatenate(parts: list[dict[str, np.ndarray[Any, Any]]]) -> dict[str, np.ndarray[Any, Any]]:
-    types = {
-        "probability": np.float32,
-        "label": np.float32,
-        "weight": np.float32,
-        "user": np.int64,
-        "request": np.int64,
-    }
-    return {k: np.concatenate([p[k] for p in parts]) if parts else np.empty(0, t) for k, t in types.items()}
+def _on_host(values_SK: torch.Tensor) -> Array:
+    return values_SK.float().cpu().numpy()
 
 
-def _gather(arrays: dict[str, np.ndarray[Any, Any]], runtime: Runtime) -> dict[str, np.ndarray[Any, Any]]:
-    """All ranks' arrays on rank 0, in rank order; padded to one length for the exchange."""
-    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(runtime.world_size)]
-    dist.all_gather(counts, torch.tensor([len(arrays["label"])]), group=runtime.control)
-    lengths = [int(count) for count in counts]
-    longest = max(lengths)
-    gathered = {}
-    for name, array in arrays.items():
-        padded = torch.from_numpy(np.pad(array, (0, longest - len(array))))
-        parts = [torch.empty_like(padded) for _ in lengths] if runtime.is_first else None
-        dist.gather(padded, parts, group_dst=0, group=runtime.control)
-        kept = [p[:n].numpy() for p, n in zip(parts, lengths, strict=True)] if parts else [array[:0]]
-        gathered[name] = np.concatenate(kept)
-    return gathered
+def _concatenate(parts: dict[str, list[Array]]) -> dict[str, Array]:
+    """Column by column, so that no more than one is held twice."""
+    found = {}
+    for name, dtype in TYPES.items():
+        pieces = parts.pop(name)
+        if name == "slice" and not pieces:
+            continue
+        found[name] = np.concatenate(pieces) if pieces else np.empty(0, dtype)
+    return found

@@ -27,11 +27,13 @@ from trainer.checkpoint import manifest
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.folder import spoken
 from trainer.checkpoint.state import read_state
+from trainer.checkpoint_verbs.source import find_place
 from trainer.compute_choice import settle_compute
 from trainer.config import Config, dump_config
 from trainer.config_sections import Launch
 from trainer.consumed import open_recorder
 from trainer.errors import ConfigError
+from trainer.eval_detail import detailed
 from trainer.evaluation import Evaluator, Predictions
 from trainer.feed import open_feed
 from trainer.guards import Guards
@@ -41,6 +43,7 @@ from trainer.loop import Trainer
 from trainer.machine import environment
 from trainer.map_lines import log_maps
 from trainer.peak import with_peak
+from trainer.prediction_files import Manifest
 from trainer.reporter import Reporter
 from trainer.row_cost import row_cost
 from trainer.run_dir import RunDir
@@ -50,6 +53,7 @@ from trainer.step_profile import StepProfile
 from trainer.step_work import StepWork
 from trainer.table_health import TableHealth
 from trainer.telemetry.telemetry import Telemetry
+from trainer.wanted import Wanted
 from trainer.watchdog import watching
 
 log = logging.getLogger(__name__)
@@ -191,10 +195,11 @@ def _steps_before(job: Job) -> int:
 
 
 def run_evaluation(
-    job: Job, rows: str = "", keep: Callable[[Predictions], None] | None = None
+    job: Job, rows: str = "", keep: Callable[[Predictions], None] | None = None, wanted: Wanted | None = None
 ) -> dict[str, Any] | None:
-    """The newest checkpoint of `job.run_dir` on its evaluation segments, or on all of `rows`. Returns metrics per task
-    on rank 0. keep: is given the predictions (of all ranks on rank 0, else empty)."""
+    """The newest checkpoint of `job.run_dir` (or the one that is wanted) on its evaluation segments, or on all of
+    `rows`. Returns metrics per task on rank 0. keep: is given each rank's own predictions."""
+    wanted = wanted or Wanted()
     # It may run on other machines and fewer ranks than the model was trained on.
     job = replace(job, config=replace(job.config, embeddings=anywhere(job.config.embeddings)))
     launch = job.config.launch
@@ -214,10 +219,17 @@ def run_evaluation(
                 RunDir(scratch), config.telemetry, runtime.rank, tuple(config.schema.tasks), quiet=True
             )
             trainer, evaluator = _join(job, runtime, assembly, executors, segments, segments, telemetry)
-            path = trainer.newest_good(run_dir) or run_dir.require_latest()
+            if wanted.checkpoint is not None:
+                path = find_place(job.run_dir).of_step(wanted.checkpoint).location
+            else:
+                path = trainer.newest_good(run_dir) or run_dir.require_latest()
             trainer.resume(path)
             evaluator.keep = keep
-            evaluator(assembly.model, trainer.state)
+            about = Manifest(
+                job.run_dir, spoken(path), trainer.state.step, config.data.rows, tuple(config.schema.tasks)
+            )
+            with detailed(config.schema, segments, wanted, about, runtime) as evaluator.detail:
+                evaluator(assembly.model, trainer.state)
             result = telemetry.finish() | {"places": {"run directory": job.run_dir, "checkpoint": spoken(path)}}
             telemetry.close()
         return result if runtime.is_first else None

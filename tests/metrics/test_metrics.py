@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.distributed.ranks import run_ranks
+from tests.metrics.slow import slow_gauc, slow_pairs
 from trainer.metrics import TaskMetrics, exact
-from trainer.metrics.streaming import BINS, SCOPES, SUMS
+from trainer.metrics.streaming import BINS, SCOPES, SPAN, SUMS
 
 Case = list[tuple[int, int, int, int]]
 # few distinct scores, users and weights: many ties
@@ -27,27 +28,6 @@ CASES = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 1), st.integers(0, 
 def _arrays(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     table = np.array(case, dtype=np.float64).reshape(-1, 4)
     return table[:, 0] / 10, table[:, 1], table[:, 2], table[:, 3].astype(np.int64)
-
-
-def _slow_pairs(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, float]:
-    won = pairs = 0.0
-    for i in np.flatnonzero(y == 1):
-        for j in np.flatnonzero(y == 0):
-            pairs += w[i] * w[j]
-            won += w[i] * w[j] * (1.0 if p[i] > p[j] else 0.5 if p[i] == p[j] else 0.0)
-    return won, pairs
-
-
-def _slow_gauc(p: np.ndarray, y: np.ndarray, w: np.ndarray, users: np.ndarray) -> tuple[float | None, int, float]:
-    total = kept = weighted = 0.0
-    both = 0
-    for user in set(users.tolist()):
-        of = users == user
-        won, pairs = _slow_pairs(p[of], y[of], w[of])
-        total += w[of].sum()
-        if pairs:
-            both, kept, weighted = both + 1, kept + w[of].sum(), weighted + w[of].sum() * won / pairs
-    return (weighted / kept if kept else None), both, (1 - kept / total if total else 0.0)
 
 
 def _stream(*columns: Any) -> TaskMetrics:
@@ -82,7 +62,8 @@ def test_gauc_by_hand() -> None:
     # user 7: 1 of 2 pairs won; user 9: positives only; user −3: one tie, one lost: .25
     found = exact.gauc(scores, labels, users)
     assert found.value == pytest.approx((3 * 0.5 + 3 * 0.25) / 6)
-    assert found.users == 2
+    assert (found.users, found.one_class_users) == (2, 1)
+    assert found.one_class_share == pytest.approx(1 / 3)
     assert found.left_out_share == pytest.approx(2 / 8)
     broken = exact.gauc(np.append(scores, np.nan), np.append(labels, 0), np.append(users, 9))
     assert broken == found
@@ -92,13 +73,13 @@ def test_gauc_by_hand() -> None:
 @given(CASES)
 def test_exact_equals_the_slow_reference(case: Case) -> None:
     p, y, w, users = _arrays(case)
-    won, pairs = _slow_pairs(p, y, w)
+    won, pairs = slow_pairs(p, y, w)
     assert exact.auc(p, y, w) == (pytest.approx(won / pairs) if pairs else None)
-    value, both, left_out = _slow_gauc(p, y, w, users)
+    value, both, left_out, one_class = slow_gauc(p, y, w, users)
     found = exact.gauc(p, y, users, w)
     assert found.value == (pytest.approx(value) if value is not None else None)
-    assert found.users == both
-    assert found.left_out_share == pytest.approx(left_out)
+    assert (found.users, found.one_class_users) == (both, one_class)
+    assert found.left_out_share == pytest.approx(left_out, abs=1e-12)
 
 
 @settings(max_examples=100, deadline=None)
@@ -112,6 +93,28 @@ def test_streaming_equals_exact_but_for_the_stated_bound(case: Case) -> None:
     assert (streamed.auc is None) == (expected.auc is None)
     if expected.auc is not None:
         assert abs(streamed.auc - expected.auc) <= streamed.auc_error + 1e-12
+
+
+# log-odds in fractions of a bin around a few places, the outermost bins and what lies beyond them among these
+NEAR = st.tuples(st.sampled_from([-30.0, -SPAN, -3.0, 0.0, 0.5, SPAN]), st.floats(-1.5, 1.5))
+CROWDED = st.lists(st.tuples(NEAR, st.booleans(), st.floats(0.0625, 50.0, width=32)), min_size=2, max_size=40)
+
+
+@settings(max_examples=100, deadline=None)
+@given(CROWDED)
+def test_auc_of_a_histogram_is_within_the_bound_that_it_states(case: list[Any]) -> None:
+    """The bound is the histogram's own: half the pairs that share a bin, over all pairs."""
+    width = 2 * SPAN / BINS
+    logits = np.array([place + offset * width for (place, offset), _, _ in case])
+    p, y, w = 1 / (1 + np.exp(-logits)), np.array([float(of) for _, of, _ in case]), np.array([of for *_, of in case])
+    streamed, won = _stream(p, y, w).reduced().values("lifetime")["click"], exact.auc(p, y, w)
+    assert (streamed.auc is None) == (won is None)
+    if won is None:
+        return
+    bins = np.clip(np.floor((np.log(p) - np.log1p(-p) + SPAN) / width), 0, BINS - 1)
+    together = sum(w[(bins == b) & (y == 1)].sum() * w[(bins == b) & (y == 0)].sum() for b in set(bins.tolist()))
+    assert streamed.auc_error == pytest.approx(together / 2 / (w[y == 1].sum() * w[y == 0].sum()), abs=1e-9)
+    assert abs(streamed.auc - won) <= streamed.auc_error + 1e-9
 
 
 def test_auc_of_a_long_stream_is_within_a_tight_bound() -> None:

@@ -58,6 +58,8 @@ def collapse_line(collapse: Mapping[str, Any]) -> str:
 
 def _scores(values: TaskValues, gauc: Gauc | None = None) -> str:
     by_user = f" GAUC {number(gauc.value)}" if gauc else ""
+    if gauc and gauc.one_class_users:
+        by_user += f" ({100 * gauc.one_class_share:.0f} % one-class users)"
     return f"NE {number(values.ne)} AUC {number(values.auc)}{by_user} cal {number(values.calibration, 2)}"
 
 

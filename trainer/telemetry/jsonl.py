@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from trainer.metrics.exact import Gauc
 from trainer.metrics.values import TaskValues
 from trainer.run_dir import write_atomic
 from trainer.telemetry.records import EvalRecord, TrainRecord, finite
@@ -35,25 +36,42 @@ def train_line(record: TrainRecord) -> dict[str, Any]:
     )
     line = {key: getattr(record, key) for key in (*keys, *more)} | {
         "step_split": dict(record.step_split),
-        "tasks": {task: task_values(values) for task, values in record.tasks.items()},
-        "lifetime": {task: task_values(values) for task, values in record.lifetime.items()},
+        "tasks": {task: _train_values(values) for task, values in record.tasks.items()},
+        "lifetime": {task: _train_values(values) for task, values in record.lifetime.items()},
     }
     return line | ({"tables": table_lines(record.tables)} if record.tables else {})
 
 
 def eval_line(record: EvalRecord) -> dict[str, Any]:
-    """Keys of kind eval. gauc_left_out_share: of the examples, of users with one class only. collapse: only where
-    it was looked at."""
-    tasks = {}
-    for task, values in record.tasks.items():
-        gauc = record.gauc.get(task)
-        tasks[task] = task_values(values) | {
+    """Keys of kind eval. gauc_left_out_share: of the examples, of users with one class only; gauc_one_class_share: of
+    the users. collapse, slices: only where that was looked at."""
+    line = {"split": record.split, "rows": record.rows, "seconds": record.seconds}
+    line["tasks"] = _eval_tasks(record.tasks, record.gauc)
+    if record.collapse:
+        line["collapse"] = record.collapse.to_json()
+    if record.slices:
+        of_values = {value: _eval_tasks(*scores) for value, scores in record.slices.scores.items()}
+        line["slices"] = {"by": record.slices.by, "values": of_values, "others": record.slices.others}
+    return line
+
+
+def _eval_tasks(tasks: Mapping[str, TaskValues], by_user: Mapping[str, Gauc]) -> dict[str, Any]:
+    found = {}
+    for task, values in tasks.items():
+        gauc = by_user.get(task)
+        found[task] = task_values(values) | {
             "gauc": gauc.value if gauc else None,
             "gauc_users": gauc.users if gauc else None,
             "gauc_left_out_share": gauc.left_out_share if gauc else None,
+            "gauc_one_class_users": gauc.one_class_users if gauc else None,
+            "gauc_one_class_share": gauc.one_class_share if gauc else None,
         }
-    line = {"split": record.split, "rows": record.rows, "seconds": record.seconds, "tasks": tasks}
-    return line | ({"collapse": record.collapse.to_json()} if record.collapse else {})
+    return found
+
+
+def _train_values(values: TaskValues) -> dict[str, float | None]:
+    """auc_error: the exact AUC is within this of `auc`, which comes from a histogram."""
+    return task_values(values) | {"auc_error": values.auc_error if values.auc is not None else None}
 
 
 def task_values(values: TaskValues) -> dict[str, float | None]:

@@ -100,9 +100,19 @@ class TrainRecord:
 
 
 @dataclass(frozen=True)
+class Slices:
+    """Scores by value of a field: {value: (values, GAUC) per task}, the most frequent first. others: values that are
+    in the last one together, where there are more."""
+
+    by: str
+    scores: Mapping[str, tuple[Mapping[str, TaskValues], Mapping[str, Gauc]]]
+    others: int = 0
+
+
+@dataclass(frozen=True)
 class EvalRecord:
     """An evaluation of the model as it stood at `step`. split: the segment's name, or what else was scored. rows:
-    scored. collapse: of a sample of them, where that is wanted."""
+    scored. collapse: of a sample of them, slices: by a field, where that is wanted."""
 
     step: int
     examples: int
@@ -112,6 +122,7 @@ class EvalRecord:
     rows: int = 0
     seconds: float | None = None
     collapse: Collapse | None = None
+    slices: Slices | None = None
 
     @property
     def scores(self) -> dict[str, float]:
