@@ -84,7 +84,7 @@ def test_both_locks_pin_everything_and_differ_in_fbgemm_only():
     for name in ("cpu", "gpu"):
         text = (ROOT / "requirements" / f"{name}.lock").read_text(encoding="utf-8")
         locks[name] = {line for line in text.splitlines() if line and not line.startswith("#")}
-        assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in locks[name])  # no local tags, no addresses
+        assert all(re.fullmatch(r"[\w.-]+==(\d+!)?[\w.]+", pin) for pin in locks[name])  # no local tags, no addresses
     assert {re.sub("[-_]", "-", pin) for pin in locks["cpu"] ^ locks["gpu"]} == {
         "fbgemm-gpu-cpu==1.8.0",
         "fbgemm-gpu==1.8.0",
