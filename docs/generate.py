@@ -79,6 +79,16 @@ def metrics_page() -> str:
     return "\n".join(parts)
 
 
+def fill(page: str, mark: str, text: str) -> str:
+    """`page` with what stands between `<!-- mark -->` and `<!-- /mark -->` replaced."""
+    begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+    before, _, rest = page.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"no {begin.strip()} … {end} in the page")
+    return f"{before}{begin}{text}\n{end}{after}"
+
+
 def pages() -> dict[Path, str]:
     """{file: what it should hold}."""
     return {

@@ -69,6 +69,11 @@ class BatchStream(Iterator[Batch]):
             raise
         return self._ready.popleft()
 
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """(batches, windows behind them) that are read and wait to be taken."""
+        return len(self._ready), sum(job.done() for job in self._pending)
+
     def _fetch(self) -> bool:
         """The next job's windows; False at the end."""
         if self._closed or not self._pending:

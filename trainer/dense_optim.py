@@ -80,6 +80,10 @@ class DenseOptimizer:
         """What a checkpoint keeps of the update in flight, beside its tensors; None where none is."""
         return None if self._sync.in_flight is None else self._sync.in_flight.examples
 
+    def weight_norm(self) -> torch.Tensor:
+        """L2 norm of all dense parameters as they are: one pass over them."""
+        return nn.utils.get_total_norm([parameter.detach() for parameter in self._parameters.values()])
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Gradients live in the exchange's buffers, which are zeroed in place."""
         with self._clock.part("optimizer"):

@@ -93,6 +93,13 @@ class Feed(Iterator[RequestBatch]):
         if batch is not None:
             self._ahead.append(batch)
 
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """(batches, windows behind them) that are read and wait for their step."""
+        batches, windows = self._batches.waiting if self._batches is not None else (0, 0)
+        asked = self._asked is not None and self._asked.batch is not None
+        return batches + len(self._ahead) + asked, windows
+
     def _rows_of(self, batch: Batch) -> dict[str, Int64]:
         """Its ids mapped, which the maps learn from in training."""
         if not self._train:

@@ -33,6 +33,7 @@ class Job:
     backend:   the launcher's name, for telling the user.
     feed_name: name of the Ray actor that hands out windows, "" where there is none.
     threads:   of this process for torch, chosen by the launcher.
+    began:     when the command was given, seconds since 1970; 0 = when the process comes to train.
     """
 
     config: Config
@@ -45,3 +46,4 @@ class Job:
     backend: BackendName = "inline"
     feed_name: str = ""
     threads: int = 1
+    began: float = 0.0

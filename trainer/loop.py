@@ -220,6 +220,7 @@ class Trainer:
         nothing where this step is saved already."""
         self._feed.saved()
         self._beats.beat(self.state.step, "saving")
+        self._reporter.saving(self.state)
         if self._recorder is not None:
             self._recorder.flush()  # what a checkpoint holds is on record before it is complete
         state = self.state.to_checkpoint(
@@ -234,7 +235,7 @@ class Trainer:
         stalled = self._checkpointer.begin(
             state, lambda: model_tensors(self._assembly, self.state.step, to_save=True), scores
         )
-        self._reporter.not_training(stalled)
+        self._reporter.not_training(stalled, "checkpoint")
 
     def newest_good(self, run_dir: RunDir) -> Location | None:
         """The checkpoint of a run to go on from, if it has one. Damaged ones are passed over and named."""

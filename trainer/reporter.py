@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from pipelines.retries import OUTSIDE_WINDOWS
 from pipelines.windows import Pass
@@ -18,6 +17,8 @@ from trainer.dense_optim import DenseOptimizer
 from trainer.feed import Feed
 from trainer.gate import GradientGate
 from trainer.metrics.streaming import GlobalMetrics, TaskMetrics
+from trainer.progress import Progress
+from trainer.rank_sums import RankSums, own_seconds
 from trainer.recommender import Outputs
 from trainer.runtime import Runtime
 from trainer.step_split import StepClock, split
@@ -51,38 +52,49 @@ class Reporter:
         self._checkpointer, self._optimizer, self._gate = checkpointer, optimizer, gate
         self._clock, self._health, self._work = clock, health, work
         self._metrics = TaskMetrics(tuple(config.schema.tasks), runtime.device)
-        self._batches_left = 0
+        self._ranks = RankSums(runtime)
+        self._progress: Progress | None = None  # rank 0's
+        self._unlabelled_steps = 0
         self._segment = ""
         self._segment_told = False
         self._own_retries = self._read_retries = 0
+        self._feed: Feed | None = None
 
     def start(self, state: TrainState, pass_: Pass) -> None:
-        """Before the first step."""
+        """Before the first step. Collective."""
         self._segment = state.position.name if state.position else ""
-        self._pass = pass_
+        self._ranks.meet()
         if self._runtime.is_first:
-            self._batches_left = batches_left(pass_, state, self._config.train.max_steps)
+            self._progress = Progress(pass_, self._config.train.max_steps)
+            self._progress.look(state)
+        if self._telemetry.ledger is not None:
+            self._telemetry.ledger.begin(state.step, state.examples)
         self._clock.take()
         self._begin_window(state, time.perf_counter())
 
     def after_step(self, outputs: Outputs, state: TrainState, feed: Feed) -> None:
         """Adds the step to the sums, and reports where it is time to."""
         segment = outputs.info.position.name
+        self._feed = feed
+        if self._progress is not None:
+            self._progress.stepped()
         if self._segment and segment != self._segment:
             self._end_segment(state)
-            if self._runtime.is_first and self._config.data.order == "time":  # more of the footers are known now
-                self._batches_left = 1 + batches_left(self._pass, state, self._config.train.max_steps)
+            if self._progress is not None and self._config.data.order == "time":  # more of the footers are known now
+                self._progress.look(state)
         self._segment, self._segment_told = segment, False
-        self._batches_left -= 1
         # Sums stay on the device until they are reported: nothing here waits for it.
         self._metrics.update(outputs.probabilities_SK, outputs.labels_SK, outputs.weights_SK)
         if self._gate.applies:  # a bad step's loss is counted as a bad step, not averaged; one without labels has none
             self._loss += outputs.loss.detach().double()
             self._good_steps += 1
+        elif self._gate.ok:
+            self._unlabelled_steps += 1
         if self._work is not None:
             self._work.add(outputs.host)
         if self._health is not None:
             self._health.trained(state.step)
+        self._telemetry.stepped(state.step)
         if state.step % self._config.train.log_every == 0:
             self._report(state, feed)
 
@@ -94,9 +106,18 @@ class Reporter:
         if data_ended and self._segment:
             self._end_segment(state)
 
-    def not_training(self, seconds: float) -> None:
-        """Takes time out of the speeds."""
+    def not_training(self, seconds: float, cause: str = "") -> None:
+        """Takes time out of the speeds. cause: of goodput.CAUSES; "" where telemetry hears of it otherwise."""
         self._paused += seconds
+        if cause and self._telemetry.ledger is not None:
+            self._telemetry.ledger.spent(cause, seconds)
+
+    def saving(self, state: TrainState) -> None:
+        """A checkpoint of `state` is about to be written: what the steps up to it took survives with it."""
+        if self._telemetry.ledger is not None:
+            waited = self._feed.wait_seconds if self._feed is not None else 0.0
+            since = time.perf_counter() - self._started - self._paused - waited
+            self._telemetry.ledger.mark(state.step, since if state.step > self._first.step else 0.0)
 
     def saved(self, committed: Sequence[Saved]) -> None:
         """Checkpoints were committed, perhaps some steps after their own."""
@@ -127,53 +148,58 @@ class Reporter:
         self._paused = 0.0
         self._loss = torch.zeros((), dtype=torch.float64, device=self._runtime.device)  # Σ over good steps
         self._good_steps = 0
+        self._bad_before = self._gate.bad_steps
         self._metrics.reset("window")
 
     def _report(self, state: TrainState, feed: Feed) -> None:
         now = time.perf_counter()  # what reporting takes is of the next window
-        seconds, parts = max(1e-9, now - self._started - self._paused), self._clock.take()
+        steps = state.step - self._first.step
+        seconds = max(1e-9, now - self._started - self._paused)
+        parts = split(self._clock.take(), steps, seconds / steps)
         reduced = self._metrics.reduced(self._runtime.control)
         retries = feed.read_retries + OUTSIDE_WINDOWS.count  # of batches, and of this process's own plans
         flops = self._work.take() if self._work is not None else 0.0
-        sums = torch.tensor(
-            [float(self._loss), self._good_steps, retries - self._own_retries, flops], dtype=torch.float64
-        )
+        tokens = self._work.tokens if self._work is not None else 0.0
+        told = (float(self._loss), self._good_steps, retries - self._own_retries, flops, tokens)
         self._own_retries = retries
-        if self._runtime.world_size > 1:
-            dist.all_reduce(sums, group=self._runtime.control)
-        loss, good, retried, flops = sums.tolist()
+        ranks = self._ranks.exchange(told, own_seconds(parts))
+        loss, good, retried, flops, tokens = ranks.sums
         self._read_retries += int(retried)
-        mean_loss = loss / good if good else None
-        record = self._record(state, seconds, feed.wait_seconds, mean_loss, parts, reduced)
-        if flops:
-            peak = self._config.train.peak_flops * self._runtime.world_size
-            speed = flops / seconds
-            record = replace(record, flops_per_second=speed, mfu=speed / peak if peak else None)
-        self._telemetry.train(record)
+        record = self._record(state, seconds, feed, parts, reduced)
+        peak = self._config.train.peak_flops * self._runtime.world_size
+        self._telemetry.train(
+            replace(
+                record,
+                loss=loss / good if good else None,
+                flops_per_second=flops / seconds if flops else None,
+                mfu=flops / seconds / peak if flops and peak else None,
+                tokens_per_second=tokens / seconds if tokens else None,
+                own_seconds=own_seconds(parts),
+                slowest=ranks.slowest,
+                median_rank_seconds=ranks.median_seconds,
+                **self._goodput(state, seconds, feed.wait_seconds),
+            )
+        )
         feed.wait_seconds = 0.0
         self._begin_window(state, now)
 
     def _record(
-        self,
-        state: TrainState,
-        seconds: float,
-        waited: float,
-        loss: float | None,
-        parts: dict[str, float],
-        reduced: GlobalMetrics,
+        self, state: TrainState, seconds: float, feed: Feed, parts: dict[str, float], reduced: GlobalMetrics
     ) -> TrainRecord:
+        """What this rank knows."""
         steps = state.step - self._first.step
-        position = state.position
+        position, progress = state.position, self._progress
         assert position is not None
+        batches, windows = feed.waiting
         return TrainRecord(
             step=state.step,
             examples=state.examples,
             rows=state.rows,
-            loss=loss,
+            loss=None,
             examples_per_second=(state.examples - self._first.examples) / seconds,
             rows_per_second=(state.rows - self._first.rows) / seconds,
             step_seconds=seconds / steps,
-            data_wait_seconds=waited / steps,
+            data_wait_seconds=feed.wait_seconds / steps,
             grad_norm=float(self._optimizer.grad_norm),
             learning_rate=self._optimizer.lr,
             tasks=reduced.values("window"),
@@ -183,12 +209,32 @@ class Reporter:
             quarantined_rows=state.quarantined_rows,
             epoch=position.epoch,
             segment=position.name,
-            seconds_left=max(0, self._batches_left) * seconds / steps,
+            seconds_left=progress.batches_left(state) * seconds / steps if progress is not None else None,
             read_retries=self._read_retries,
             checkpoint_age_seconds=self._checkpointer.seconds_since_save(),
             tables=self._health.take() if self._health is not None else {},
-            step_split=split(parts, steps, seconds / steps),
+            step_split=parts,
+            weight_norm=float(self._optimizer.weight_norm()),
+            dense_staleness=int(self._optimizer.is_delayed),
+            unlabelled_steps=self._unlabelled_steps,
+            epoch_progress=progress.of_epoch(state) if progress is not None else None,
+            ready_batches=batches,
+            ready_windows=windows,
+            system=self._telemetry.probe.now(),
         )
+
+    def _goodput(self, state: TrainState, seconds: float, waited: float) -> dict[str, Any]:
+        """Fields of the record, where this rank keeps account: the window that ends is added to it."""
+        ledger = self._telemetry.ledger
+        if ledger is None:
+            return {}
+        steps = state.step - self._first.step
+        waited = min(waited, seconds)
+        bad = min(steps, self._gate.bad_steps - self._bad_before) * (seconds - waited) / steps
+        ledger.trained(seconds, waited, bad)
+        figures = ledger.figures()
+        price = figures.price_per_billion(self._config.telemetry.price_per_worker_hour, state.examples)
+        return {"goodput": figures, "price_per_billion_examples": price}
 
     def _end_segment(self, state: TrainState) -> None:
         """Progressive validation: the finished segment's metrics, each prediction made before its update. Once: the
@@ -200,10 +246,3 @@ class Reporter:
         self._metrics.reset("segment")
         tasks = {task: task_values(of_task) for task, of_task in values.items()}
         self._telemetry.event("segment", state.step, state.examples, segment=self._segment, tasks=tasks)
-
-
-def batches_left(pass_: Pass, state: TrainState, max_steps: int) -> int:
-    """Global batches still to train, as far as is known: reads no footer that the plan has not read (see
-    `Pass.batches_after`)."""
-    left = pass_.batches_after(state.position)
-    return min(left, max_steps - state.step) if max_steps else left

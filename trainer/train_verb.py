@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ def run_training(options: TrainOptions) -> None:
             "--profile with --dry-run → a dry run keeps nothing → leave one of them out; --max-steps 15 profiles a "
             "short run"
         )
+    began = time.time()
     config = load_config(options.config, options.overrides)
     choice = choose(config.launch)
     parent = str(Path(config.init.run).absolute()) if config.init.run else None
@@ -66,7 +68,14 @@ def run_training(options: TrainOptions) -> None:
                     config = gate_segments(config, run_dir, options.resume)
                     announce(choice)
                 job = Job(
-                    config, str(run_dir.path.absolute()), stop, options.resume, parent, options.dry_run, options.profile
+                    config,
+                    str(run_dir.path.absolute()),
+                    stop,
+                    options.resume,
+                    parent,
+                    options.dry_run,
+                    options.profile,
+                    began=began,
                 )
                 result = run(job, choice, stop, interrupts)
                 if speaks:

@@ -48,6 +48,7 @@ from trainer.reporter import Reporter
 from trainer.row_cost import row_cost
 from trainer.run_dir import RunDir
 from trainer.runtime import Runtime, start
+from trainer.service_discovery import publish, withdraw
 from trainer.shared_segments import shared_segments
 from trainer.step_profile import StepProfile
 from trainer.step_work import StepWork
@@ -121,8 +122,12 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
         if runtime.is_first:
             log.info("%s", assembly.optimizer.announcement())
         _write_plan(run_dir, config, assembly, runtime)
-        telemetry = Telemetry(run_dir, config.telemetry, runtime.rank, tuple(config.schema.tasks))
+        tasks = tuple(config.schema.tasks)
+        telemetry = Telemetry(run_dir, config.telemetry, runtime.rank, tasks, world_size=runtime.world_size)
         try:
+            if runtime.is_first:
+                telemetry.open_ledger(runtime.world_size, runtime.device.type, job.began or time.time())
+            publish(run_dir, config, telemetry, runtime)
             trainer, evaluator = _join(job, runtime, assembly, executors, segments.train, segments.eval, telemetry)
             path = trainer.newest_good(run_dir) if job.resume != "never" else None
             if path is not None:
@@ -137,7 +142,10 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
             if segments.eval and not trainer.stopped_early and not trainer.has_just_evaluated_all:
                 evaluator(assembly.model, state)
             runtime.beats.beat(state.step, "ending")
-            return telemetry.finish() | how_it_ended(trainer.ending, run_dir, config)
+            result = telemetry.finish() | how_it_ended(trainer.ending, run_dir, config)
+            telemetry.ended = "stopped" if trainer.stopped_early else "reached"
+            withdraw(run_dir, telemetry, runtime, linger=not trainer.stopped_early)
+            return result
         finally:
             telemetry.close()
 

@@ -15,7 +15,7 @@ from tests.benchmarks.train_rows import Shape as RowsShape
 from tests.benchmarks.train_rows import run_config
 from tests.model.builders import make_config, make_spec
 from trainer.config import dump_config
-from trainer.flops import FORWARD_AND_BACKWARD, Rows, ranker_work
+from trainer.flops import FORWARD_AND_BACKWARD, Rows, num_fields, ranker_work
 from trainer.peak import measured_flops, with_peak
 from trainer.run_dir import RunDir
 from trainer.runtime import start
@@ -36,7 +36,9 @@ def test_the_work_of_steps_adds_up() -> None:
     work.add(_batch([8, 5], [0, 1]))
     rows = Rows({"seen": np.array([0.0, 3, 8, 5])}, np.array([1.0, 2, 0, 1]))
     assert work.take() == pytest.approx(FORWARD_AND_BACKWARD * ranker_work(spec, config, rows).flops)
+    assert work.tokens == 4 * num_fields(spec, config) + 16 + 4
     assert work.take() == 0
+    assert work.tokens == 0
 
 
 def test_the_peak_is_measured_once_a_run(tmp_path: Path) -> None:

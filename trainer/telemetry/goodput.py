@@ -1,7 +1,8 @@
 """Where the time of a run went, over all its starts: what survived, and what was lost to which cause.
 
 Everything adds up: good seconds and those of all causes are the wall time since the run's first start. Time after an
-end that was reached (of the data, or max_steps) until the next start is left out: nobody wanted the run to go on.
+end that was reached (of the data, or max_steps) until the next start is left out: nobody wanted the run to go on. Of a
+start that was cut short, what came after its last report is taken to be steps, all lost.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trainer.run_dir import write_atomic
 
@@ -28,7 +29,7 @@ CAUSES = {
     "evaluation": "scoring the held-out rows",
     "checkpoint": "training stood still for a checkpoint",
     "lost_steps": "steps that were not in the checkpoint that the next start went on from",
-    "down": "between the last sign of life of a start that was cut short and the next start",
+    "down": "from the last sign of life of a start that was stopped or cut short to the next start",
     "other": "whatever is left: reports, the ending",
 }
 
@@ -57,9 +58,14 @@ class Goodput:
         return 1e9 * per_worker_hour * hours / done if per_worker_hour and done > 0 else None
 
 
+# How a start ended: it came to the end of its data or steps · somebody asked it to stop · cut short, or still going on.
+Ended = Literal["reached", "stopped", ""]
+
+
 @dataclass
 class _Kept:
-    """What goodput.json holds. seen: when it was written. marks: {step of a checkpoint: good seconds then}."""
+    """What goodput.json holds. seen: when it was written. told: up to when the newest start has reported its time.
+    stepped: it came to its first step. marks: {step of a checkpoint: good seconds then}."""
 
     first_start: float
     starts: int = 0
@@ -69,29 +75,41 @@ class _Kept:
     idle_seconds: float = 0.0
     first_examples: int | None = None
     seen: float = 0.0
-    reached_end: bool = False
+    told: float = 0.0
+    stepped: bool = False
+    ended: Ended = ""
     marks: dict[str, float] = field(default_factory=dict)
     format_version: int = FORMAT
 
 
 class Ledger:
-    """One a run, kept by rank 0 in `path`. workers, device: of this start. began: when this start's command was given,
-    seconds since 1970. clock: seconds since 1970."""
+    """One a run, kept by rank 0 in `path`. workers, device: of this start. began: when this start's command was given;
+    alive: the last sign of life of the start before, where `path` may be older; clock: all in seconds since 1970."""
 
     def __init__(
-        self, path: Path, workers: int, device: str, began: float, clock: Callable[[], float] = time.time
+        self,
+        path: Path,
+        workers: int,
+        device: str,
+        began: float,
+        alive: float = 0.0,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._path, self._workers, self._device, self._clock = path, workers, device, clock
         now = clock()
         kept = _read(path)
+        if kept is not None:
+            kept.seen = min(now, kept.seen if kept.ended else max(kept.seen, alive))
         self._began = min(now, max(began, kept.seen if kept else 0.0))  # a start that follows in the same command
         if kept is None:
             kept = _Kept(first_start=self._began)
-        elif kept.reached_end:
+        elif kept.ended == "reached":
             kept.idle_seconds += self._began - kept.seen
         else:
+            if not kept.ended:
+                _add(kept.lost_seconds, "lost_steps" if kept.stepped else "start_up", _untold(kept))
             _add(kept.lost_seconds, "down", self._began - kept.seen)
-        kept.starts, kept.reached_end = kept.starts + 1, False
+        kept.starts, kept.ended, kept.told, kept.stepped = kept.starts + 1, "", self._began, False
         self._kept = kept
         self._held_before = kept.worker_seconds.get(device, 0.0)
         self.write()
@@ -105,7 +123,8 @@ class Ledger:
         kept.marks = {mark: good for mark, good in kept.marks.items() if int(mark) <= step}
         if kept.first_examples is None:
             kept.first_examples = examples
-        self.spent("start_up", self._clock() - self._began)
+        kept.told, kept.stepped = self._clock(), True
+        self.spent("start_up", kept.told - self._began)
         self.write()
 
     def trained(self, seconds: float, waited: float = 0.0, bad: float = 0.0) -> None:
@@ -113,7 +132,8 @@ class Ledger:
         self._kept.good_seconds += max(0.0, seconds - waited - bad)
         self.spent("data_wait", waited)
         self.spent("bad_steps", bad)
-        if self._clock() - self._kept.seen > WRITE_SECONDS:
+        self._kept.told = self._clock()
+        if self._kept.told - self._kept.seen > WRITE_SECONDS:
             self.write()
 
     def spent(self, cause: str, seconds: float) -> None:
@@ -135,15 +155,22 @@ class Ledger:
         held = kept.worker_seconds | {self._device: self._held(now)}
         return Goodput(kept.starts - 1, wall, kept.good_seconds, lost, held, kept.first_examples or 0)
 
-    def write(self, reached_end: bool = False) -> None:
-        """So that the next start knows. reached_end: nobody wants the run to go on."""
+    def write(self, ended: Ended = "") -> None:
+        """So that the next start knows. ended: how, where this is the last word of this start."""
         now = self._clock()
         self._kept.worker_seconds[self._device] = self._held(now)
-        self._kept.seen, self._kept.reached_end = now, reached_end
+        self._kept.seen, self._kept.ended = now, ended
         write_atomic(self._path, json.dumps(asdict(self._kept), indent=1) + "\n")
 
     def _held(self, now: float) -> float:
         return self._held_before + self._workers * max(0.0, now - self._began)
+
+
+def _untold(kept: _Kept) -> float:
+    """Seconds up to the last sign of life that nobody has reported."""
+    told = kept.good_seconds + sum(kept.lost_seconds.values())
+    open_seconds = kept.seen - kept.first_start - kept.idle_seconds - told
+    return max(0.0, min(open_seconds, kept.seen - kept.told))
 
 
 def _add(totals: dict[str, float], cause: str, seconds: float) -> None:

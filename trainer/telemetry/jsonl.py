@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,7 +22,8 @@ from trainer.telemetry.tables import table_lines
 
 
 def train_line(record: TrainRecord) -> dict[str, Any]:
-    """Keys of kind train; `tables` only where steps were sampled. `step_split`: of rank 0."""
+    """Keys of kind train; `tables` only where steps were sampled. `step_split`, `ready_batches`, `own_seconds` and
+    `system`: of rank 0."""
     keys = ("loss", "examples_per_second", "rows_per_second", "step_seconds", "data_wait_seconds", "grad_norm")
     more = (
         "learning_rate",
@@ -33,11 +35,29 @@ def train_line(record: TrainRecord) -> dict[str, Any]:
         "quarantined_rows",
         "flops_per_second",
         "mfu",
+        "tokens_per_second",
+        "weight_norm",
+        "dense_staleness",
+        "unlabelled_steps",
+        "read_retries",
+        "epoch_progress",
+        "seconds_left",
+        "ready_batches",
+        "ready_windows",
+        "own_seconds",
+        "median_rank_seconds",
+        "data_lag_seconds",
+        "price_per_billion_examples",
     )
     line = {key: getattr(record, key) for key in (*keys, *more)} | {
         "step_split": dict(record.step_split),
         "tasks": {task: _train_values(values) for task, values in record.tasks.items()},
         "lifetime": {task: _train_values(values) for task, values in record.lifetime.items()},
+    }
+    line |= {
+        "slowest": asdict(record.slowest) if record.slowest else None,
+        "goodput": asdict(record.goodput) | {"share": record.goodput.share} if record.goodput else None,
+        "system": asdict(record.system) if record.system else None,
     }
     return line | ({"tables": table_lines(record.tables)} if record.tables else {})
 

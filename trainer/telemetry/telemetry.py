@@ -14,7 +14,7 @@ from trainer.checkpoint.folder import Location, name_of, spoken
 from trainer.config_sections import Telemetry as TelemetryConfig
 from trainer.run_dir import RunDir
 from trainer.telemetry import console, jsonl
-from trainer.telemetry.goodput import Ledger
+from trainer.telemetry.goodput import Ended, Ledger
 from trainer.telemetry.jsonl import JsonLines
 from trainer.telemetry.prometheus import Prometheus
 from trainer.telemetry.records import EvalRecord, TrainRecord
@@ -30,7 +30,8 @@ class Telemetry:
 
     quiet: files only, no console line and no endpoint. Console lines are log records of this module, so that they are
     in train.log as well. probe: of the machine's figures. ledger: of the run's time, where one is kept: rank 0 of a run
-    that trains. endpoint: (host, port) of this rank's, None where there is none. Raises ConfigError: the port is taken.
+    that trains. endpoint: (host, port) of this rank's, None where there is none. ended: set it at the end of a run; one
+    that fails leaves it. Raises ConfigError: the port is taken.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Telemetry:
         self.probe = Probe(run_dir.path, of_job=rank == 0)
         self.ledger: Ledger | None = None
         self.endpoint: tuple[str, int] | None = None
+        self.ended: Ended = ""
         self._run_dir = run_dir
         self._quiet = quiet
         self._closing = ExitStack()
@@ -79,6 +81,14 @@ class Telemetry:
         if self._board is not None:
             self._board.rewind(step)
         self.event(event, step, examples, checkpoint=name_of(checkpoint), dropped_lines=dropped)
+
+    def open_ledger(self, workers: int, device: str, began: float) -> None:
+        """Keeps account of the run's time from here on. workers, device: that it holds. began: when this start's
+        command was given, seconds since 1970."""
+        lines = self._run_dir.metrics  # a line at every log: what says last that an earlier start was alive
+        alive = lines.stat().st_mtime if lines.exists() else 0.0
+        ledger = self.ledger = Ledger(self._run_dir.goodput, workers, device, began, alive)
+        self._closing.callback(lambda: ledger.write(self.ended))
 
     def stepped(self, step: int) -> None:
         """After every step: costs a microsecond."""

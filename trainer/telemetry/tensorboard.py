@@ -7,6 +7,7 @@ from typing import Any
 
 from trainer.metrics.values import TaskValues
 from trainer.telemetry.records import EvalRecord, TrainRecord, finite
+from trainer.telemetry.system import FIGURES
 from trainer.telemetry.tables import highest
 
 CURVES = (
@@ -15,18 +16,25 @@ CURVES = (
     "rows_per_second",
     "flops_per_second",
     "mfu",
+    "tokens_per_second",
     "step_seconds",
     "data_wait_seconds",
     "grad_norm",
+    "weight_norm",
     "learning_rate",
     "bad_steps",
+    "epoch_progress",
+    "ready_windows",
+    "data_lag_seconds",
+    "price_per_billion_examples",
 )
 TABLE_CURVES = ("hottest_share", "unknown_rate", "collision_rate", "fill", "row_norm_max")
 
 
 class TensorBoard:
     """Event files under `path`, made at the first point. Tags: train/loss, train/TASK/ne, eval/SPLIT/TASK/gauc …,
-    step/PART: its seconds, and tables/highest_FIGURE: over all tables.
+    step/PART: its seconds, tables/highest_FIGURE: over all tables, fleet/…: goodput, lost seconds by cause, the slowest
+    rank's and the median rank's own seconds of a step, and system/…: bytes.
 
     Points that an earlier process wrote for steps that are trained again are hidden (TensorBoard's purge_step).
     """
@@ -43,6 +51,7 @@ class TensorBoard:
             self._add(f"step/{part}", seconds, record.step)
         for task, values in record.tasks.items():
             self._task(f"train/{task}", values, record.step)
+        self._fleet(record)
         for figure in TABLE_CURVES:
             for value in highest(record.tables, figure, 1).values():
                 self._add(f"tables/highest_{figure}", value, record.step)
@@ -62,6 +71,18 @@ class TensorBoard:
         """Everything is on disk."""
         if self._writer is not None:
             self._writer.close()
+
+    def _fleet(self, record: TrainRecord) -> None:
+        if record.goodput is not None:
+            self._add("fleet/goodput", record.goodput.share, record.step)
+            for cause, seconds in record.goodput.lost_seconds.items():
+                self._add(f"fleet/lost_seconds/{cause}", seconds, record.step)
+        if record.slowest is not None:
+            self._add("fleet/slowest_rank_step_seconds", record.slowest.seconds, record.step)
+            self._add("fleet/median_rank_step_seconds", record.median_rank_seconds, record.step)
+        if record.system is not None:
+            for name in FIGURES:
+                self._add(f"system/{name}", getattr(record.system, name), record.step)
 
     def _task(self, prefix: str, values: TaskValues, step: int) -> None:
         for name in ("ne", "auc", "calibration", "loss"):
