@@ -1,5 +1,5 @@
 """Which runs there are, in the order of their importance, as a function of what is done already. Part "first" is what
-two hours of one core pay for; it is made of runs of the other parts. Part "table" would take more than a day.
+some hours of one core pay for; it is made of runs of the other parts. Part "table" would take more than a day.
 
 Tuning is a search by coordinates: the next trial depends on the results of those before, and the final runs of a ranker
 on all of its trials. So `next_runs` names what can be done now.
@@ -15,11 +15,13 @@ from typing import Any
 from tests.benchmarks.accuracy_results import Results
 from tests.benchmarks.accuracy_settings import ABLATIONS, KNOBS, RANKERS, RATES, Settings, settings_hash, settings_of
 
-PARTS = ("first", "last30", "ablations", "live", "time", "table")
+PARTS = ("first", "last30", "three", "ablations", "live", "time", "table")
 SEEDS = (1, 2, 3)
 LIVE_SEEDS = (1, 2)
-LIVE_FIRST = ("tokenformer", "transformer", "dcnv2", "din")
+RANKERS_FIRST = ("tokenformer", "dcnv2", "din", "transformer")
+THREE_LONG = ("transformer", "tokenformer")  # the others take half an hour and more an epoch of long rows
 FIRST_ABLATIONS = ("parts", "fields", "patterns")
+FIRST_ROWS = ("NLIR off", "BFTS off (4F)", "both off", "no static field, both off", "4S")
 EVAL_EVERY = 23  # steps; an epoch has 240 to 380
 
 
@@ -112,6 +114,12 @@ def rate_runs(ranker: str) -> list[Run]:
     ]
 
 
+def three_runs(ranker: str, rows: str) -> list[Run]:
+    """Three epochs instead of one, everything else as it was."""
+    settings = settings_of(ranker, rows, {"data.epochs": 3})
+    return [Run("three", f"{ranker}, {rows}, three epochs", ranker, seed, settings, test=True) for seed in SEEDS]
+
+
 def live_runs(ranker: str) -> list[Run]:
     """One pass in time order with the settings that tuning begins with: nobody tunes on the future."""
     settings = settings_of(ranker, "last30_days")
@@ -148,6 +156,7 @@ def all_runs(results: Results, only: str = "") -> Iterator[Run]:
     parts: dict[str, Callable[[], Iterable[Run]]] = {
         "first": _first,
         "last30": _last30,
+        "three": _three,
         "ablations": _ablations,
         "live": lambda: chain.from_iterable(map(live_runs, RANKERS)),
         "time": lambda: map(time_run, RANKERS),
@@ -158,17 +167,27 @@ def all_runs(results: Results, only: str = "") -> Iterator[Run]:
 
 
 def _first() -> Iterator[Run]:
-    """What tells most for two hours of one core."""
-    yield from (last30_runs(ranker)[0] for ranker in RANKERS)
-    groups = [base_runs(), *(runs for table in FIRST_ABLATIONS for runs in ablation_runs(table).values())]
-    yield from (runs[0] for runs in groups)
-    yield from (last30_runs(ranker)[1] for ranker in RANKERS)
-    yield from chain.from_iterable(live_runs(ranker) for ranker in LIVE_FIRST if ranker in RANKERS)
+    """What tells most, for some hours of one core."""
+    last30 = [last30_runs(ranker) for ranker in RANKERS]
+    ablated = {row: runs for table in FIRST_ABLATIONS for row, runs in ablation_runs(table).items()}
+    yield from (runs[0] for runs in last30)
+    yield from (runs[0] for runs in (base_runs(), *(ablated[row] for row in FIRST_ROWS)))
+    yield from (runs[1] for runs in last30)
+    yield three_runs("transformer", "long")[0]
+    yield from (runs[2] for runs in last30)
+    yield from (runs[0] for runs in ablated.values())
+    yield from (three_runs(ranker, "last30")[0] for ranker in RANKERS_FIRST if ranker in RANKERS)
+    yield from chain.from_iterable(live_runs(ranker) for ranker in RANKERS_FIRST if ranker in RANKERS)
 
 
 def _last30() -> Iterator[Run]:
     yield from _by_seed([last30_runs(ranker) for ranker in RANKERS])
     yield from chain.from_iterable(map(rate_runs, RANKERS))
+
+
+def _three() -> Iterator[Run]:
+    yield from _by_seed([three_runs(ranker, "last30") for ranker in RANKERS])
+    yield from _by_seed([three_runs(ranker, "long") for ranker in THREE_LONG])
 
 
 def _ablations() -> Iterator[Run]:

@@ -13,7 +13,18 @@ from typing import Any
 
 from tests.benchmarks.accuracy_cells import NONE, auc_of, count, finished, mean_of, minutes, table
 from tests.benchmarks.accuracy_claims import ablation_table, claims_table, collapse_table
-from tests.benchmarks.accuracy_matrix import Run, final_runs, last30_runs, live_runs, rate_runs, time_run, trials
+from tests.benchmarks.accuracy_matrix import (
+    Run,
+    ablation_runs,
+    base_runs,
+    final_runs,
+    last30_runs,
+    live_runs,
+    rate_runs,
+    three_runs,
+    time_run,
+    trials,
+)
 from tests.benchmarks.accuracy_results import Results
 from tests.benchmarks.accuracy_settings import (
     BASE,
@@ -93,6 +104,23 @@ def rates_table(results: Results) -> str:
         cells = [results.get(*run.key) for run in (last30_runs(ranker)[0], *rate_runs(ranker))]
         rows.append([ranker, *(auc_of(line["held_out"]) if line else NONE for line in cells)])
     return table(["ranker", f"{BASE['optim.lr']:g} (shared)", *(f"{rate:g}" for rate in RATES)], rows)
+
+
+def three_table(results: Results) -> str:
+    """What two more epochs bring."""
+    rows = []
+    wanted = [(ranker, "last30", last30_runs(ranker)) for ranker in RANKERS]
+    wanted += [("tokenformer", "long", base_runs()), ("transformer", "long", ablation_runs("parts")["both off"])]
+    for ranker, name, once in wanted:
+        one, three = finished(once, results), finished(three_runs(ranker, name), results)
+        history = seen_by(once[0].settings)
+        cells = [mean_of(one, "test", "auc")]
+        cells += [
+            mean_of(three, split, score) for split, score in (("held_out", "auc"), ("test", "auc"), ("test", "loss"))
+        ]
+        rows.append([f"**{ranker}**" if three else ranker, history, *cells])
+    heads = ["ranker", "history", "test AUC, one epoch", "valid AUC", "test AUC", "test log loss"]
+    return table(heads, rows)
 
 
 def long_table(results: Results) -> str:
@@ -213,6 +241,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "state": state,
     "last30": last30_table,
     "rates": rates_table,
+    "three": three_table,
     "long": long_table,
     "base": base_list,
     "sizes": sizes_table,

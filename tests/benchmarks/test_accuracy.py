@@ -144,7 +144,7 @@ def test_a_cut_matrix_goes_on_without_repeating(tmp_path: Path, few: tuple[str, 
         assert best is not None
         assert best.settings["model.dropout"] == 0.1
         assert all(run.settings == best.settings for run in final_runs(ranker, done))
-    assert {run.part for run in next_runs(done)} == {"last30", "live", "time", "ablations"}
+    assert {run.part for run in next_runs(done)} == {"last30", "three", "live", "time", "ablations"}
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path, few: tuple[str, ...]) -> None:
