@@ -16,6 +16,7 @@ from pipelines.footers import read_columns
 from pipelines.schema import INPUT_ROLES, Schema
 from pipelines.schema_check import check_schema
 from trainer.config_sections import Checkpoint, Init, Launch, Optim, Train
+from trainer.slice_check import check_slices
 
 
 def contradictions(sections: Mapping[str, Any]) -> list[str]:
@@ -191,4 +192,5 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
     (("schema", "checkpoint"), _best),
     (("train", "checkpoint"), _guards),
     (("model", "train"), _compute),
+    (("schema", "telemetry"), check_slices),
 )

@@ -165,6 +165,10 @@ class Telemetry(Frozen):
                examples is counted from; 0 = none.
     tensorboard: curves in the run directory.
     tables_every: steps between two looks at the health of the tables; 0 = off.
+    slice_by: figures of training also per value of this field, an input column of kind id or bucket with one value a
+               row or an example; "" = off.
+    slice_values: at most 19 of its values, all others being one slice more; absent = the most frequent ones of a sample
+               of the rows, when the run begins.
     """
 
     prometheus: bool = True
@@ -174,6 +178,8 @@ class Telemetry(Frozen):
     tensorboard: bool = True
     tables_every: int = Field(default=100, ge=0)
     price_per_worker_hour: float = Field(default=0.0, ge=0)
+    slice_by: str = ""
+    slice_values: tuple[str | int, ...] = ()
 
 
 class Launch(Frozen):

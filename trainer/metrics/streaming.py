@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -49,27 +50,10 @@ class TaskMetrics:
     def update(self, probabilities_SK: torch.Tensor, labels_SK: torch.Tensor, weights_SK: torch.Tensor) -> None:
         """Adds one batch of this rank. Weight 0 (null label, filler) counts nowhere; a NaN or infinite prediction
         only as such."""
-        p_SK = probabilities_SK.detach().double()
-        finite_SK = torch.isfinite(p_SK)
-        seen_SK = weights_SK > 0
-        w_SK = torch.where(finite_SK & seen_SK, weights_SK, 0).double().clamp(max=MOST_WEIGHT)
-        y_SK = torch.where(seen_SK, labels_SK, 0).double()
-        p_SK = torch.where(finite_SK, p_SK, 0.5)
-        clipped_SK = p_SK.clamp(values.CLIP, 1 - values.CLIP)
-        log_p_SK, log_q_SK = clipped_SK.log(), torch.log1p(-clipped_SK)
-        addends_6SK = torch.stack(
-            [
-                w_SK,
-                -(w_SK * (y_SK * log_p_SK + (1 - y_SK) * log_q_SK)),
-                w_SK * y_SK,
-                w_SK * p_SK,
-                (w_SK > 0).double(),
-                (seen_SK & ~finite_SK).double(),
-            ]
-        )
-        self._carry_before(len(w_SK))
-        self._sums[:, :, :, :SUMS] += _split(addends_6SK).sum(2).transpose(1, 2).unsqueeze(1)
-        self._sums[:, :, :, SUMS:] += _histogram(log_p_SK - log_q_SK, y_SK, w_SK).unsqueeze(1)
+        found = addends(probabilities_SK, labels_SK, weights_SK)
+        self._carry_before(len(found.w_SK))
+        self._sums[:, :, :, :SUMS] += split(found.sums_6SK).sum(2).transpose(1, 2).unsqueeze(1)
+        self._sums[:, :, :, SUMS:] += histogram(found, BINS).unsqueeze(1)
 
     def reset(self, scope: Scope) -> None:
         """Begins a new window (after a log) or segment (after its last batch); on every rank alike."""
@@ -77,10 +61,10 @@ class TaskMetrics:
 
     def reduced(self, group: dist.ProcessGroup | None = None) -> GlobalMetrics:
         """Collective: the sums of all ranks. This rank's own stay as they are."""
-        total = _carried(self._sums.clone()).cpu()  # control groups are gloo ones
+        total = carried(self._sums.clone()).cpu()  # control groups are gloo ones
         if dist.is_initialized() and dist.get_world_size(group) > 1:
             dist.all_reduce(total, group=group)
-        return GlobalMetrics(self.tasks, _carried(total).numpy())
+        return GlobalMetrics(self.tasks, carried(total).numpy())
 
     def load(self, state: dict[str, Any], rank: int) -> None:
         """GlobalMetrics.state() of any world size: rank 0 goes on from it, the others from zero. A task that is not
@@ -92,7 +76,7 @@ class TaskMetrics:
         content = zlib.decompress(base64.b64decode(state["sums"]))
         if state.get("fraction_bits") is None:  # of 0.1.0: floating-point sums
             floats = np.frombuffer(content, dtype="<f8").reshape(len(SCOPES), len(saved_tasks), SUMS + 2 * BINS)
-            saved = _split(torch.from_numpy(floats.copy()))
+            saved = split(torch.from_numpy(floats.copy()))
         else:
             integers = np.frombuffer(content, dtype="<i8").reshape(2, len(SCOPES), len(saved_tasks), SUMS + 2 * BINS)
             saved = torch.from_numpy(integers.copy())
@@ -103,7 +87,7 @@ class TaskMetrics:
     def _carry_before(self, positions: int) -> None:
         self._positions += positions
         if self._positions > CARRY_AT:
-            _carried(self._sums)
+            carried(self._sums)
             self._positions = positions
 
 
@@ -123,7 +107,7 @@ class GlobalMetrics:
     def values(self, scope: Scope) -> dict[str, TaskValues]:
         """{task: its metrics} over that scope."""
         sums = self.sums[SCOPES.index(scope)]
-        return {task: _values(of_task) for task, of_task in zip(self.tasks, sums, strict=True)}
+        return {task: values_of(of_task) for task, of_task in zip(self.tasks, sums, strict=True)}
 
     def state(self) -> dict[str, Any]:
         """Plain JSON, exact to the bit: what a checkpoint keeps."""
@@ -131,32 +115,72 @@ class GlobalMetrics:
         return {"tasks": list(self.tasks), "bins": BINS, "fraction_bits": FRACTION, "sums": content}
 
 
-def _split(values: torch.Tensor) -> torch.Tensor:
+@dataclass(frozen=True)
+class Addends:
+    """Of one batch. sums_6SK: what each position adds to the SUMS; y_SK, w_SK: its label and weight, 0 where it does
+    not count; logits_SK: log-odds of its prediction."""
+
+    sums_6SK: torch.Tensor
+    logits_SK: torch.Tensor
+    y_SK: torch.Tensor
+    w_SK: torch.Tensor
+
+
+def addends(probabilities_SK: torch.Tensor, labels_SK: torch.Tensor, weights_SK: torch.Tensor) -> Addends:
+    """See TaskMetrics.update."""
+    p_SK = probabilities_SK.detach().double()
+    finite_SK = torch.isfinite(p_SK)
+    seen_SK = weights_SK > 0
+    w_SK = torch.where(finite_SK & seen_SK, weights_SK, 0).double().clamp(max=MOST_WEIGHT)
+    y_SK = torch.where(seen_SK, labels_SK, 0).double()
+    p_SK = torch.where(finite_SK, p_SK, 0.5)
+    clipped_SK = p_SK.clamp(values.CLIP, 1 - values.CLIP)
+    log_p_SK, log_q_SK = clipped_SK.log(), torch.log1p(-clipped_SK)
+    sums_6SK = torch.stack(
+        [
+            w_SK,
+            -(w_SK * (y_SK * log_p_SK + (1 - y_SK) * log_q_SK)),
+            w_SK * y_SK,
+            w_SK * p_SK,
+            (w_SK > 0).double(),
+            (seen_SK & ~finite_SK).double(),
+        ]
+    )
+    return Addends(sums_6SK, log_p_SK - log_q_SK, y_SK, w_SK)
+
+
+def split(values: torch.Tensor) -> torch.Tensor:
     """Whole numbers and fractions, one above the other: int64 [2, …]."""
     whole = values.floor()
     return torch.stack([whole.long(), ((values - whole) * 2.0**FRACTION).round().long()])
 
 
-def _carried(sums: torch.Tensor) -> torch.Tensor:
+def carried(sums: torch.Tensor) -> torch.Tensor:
     """In place: fractions below one."""
     sums[0] += sums[1] >> FRACTION
     sums[1] &= (1 << FRACTION) - 1
     return sums
 
 
-def _histogram(logits_SK: torch.Tensor, y_SK: torch.Tensor, w_SK: torch.Tensor) -> torch.Tensor:
-    """Weight per task, class (negatives first) and bin, split: int64 [2, K, 2·BINS]."""
-    tasks = logits_SK.shape[1]
-    bin_SK = ((logits_SK + SPAN) * (BINS / (2 * SPAN))).floor().clamp(0, BINS - 1).long()
-    column_SK = bin_SK + BINS * (y_SK > 0.5).long()
-    slot_SK = column_SK + 2 * BINS * torch.arange(tasks, device=logits_SK.device)
-    flat = torch.zeros((2, tasks * 2 * BINS), dtype=torch.int64, device=logits_SK.device)
-    return flat.index_add_(1, slot_SK.reshape(-1), _split(w_SK).flatten(1)).view(2, tasks, 2 * BINS)
+def histogram(found: Addends, bins: int, group_S: torch.Tensor | None = None, groups: int = 1) -> torch.Tensor:
+    """Weight per task, class (negatives first) and bin, split: int64 [2, K, 2·bins]. group_S: of each position, below
+    `groups`; then [2, groups, K, 2·bins]."""
+    tasks = found.logits_SK.shape[1]
+    bin_SK = ((found.logits_SK + SPAN) * (bins / (2 * SPAN))).floor().clamp(0, bins - 1).long()
+    column_SK = bin_SK + bins * (found.y_SK > 0.5).long()
+    slot_SK = column_SK + 2 * bins * torch.arange(tasks, device=column_SK.device)
+    if group_S is not None:
+        slot_SK = slot_SK + (2 * bins * tasks) * group_S.unsqueeze(1)
+    flat = torch.zeros((2, groups * tasks * 2 * bins), dtype=torch.int64, device=column_SK.device)
+    shape = (2, tasks, 2 * bins) if group_S is None else (2, groups, tasks, 2 * bins)
+    return flat.index_add_(1, slot_SK.reshape(-1), split(found.w_SK).flatten(1)).view(shape)
 
 
-def _values(sums: npt.NDArray[np.float64]) -> TaskValues:
+def values_of(sums: npt.NDArray[np.float64]) -> TaskValues:
+    """The metrics of one task's [SUMS + 2·bins], for any number of bins."""
+    bins = (len(sums) - SUMS) // 2
     weight, loss, label, prediction, examples, nonfinite = (float(value) for value in sums[:SUMS])
-    auc, error = _auc(sums[SUMS : SUMS + BINS], sums[SUMS + BINS :])
+    auc, error = _auc(sums[SUMS : SUMS + bins], sums[SUMS + bins :])
     return TaskValues(
         examples=round(examples),
         weight=weight,

@@ -59,7 +59,9 @@ def train_line(record: TrainRecord) -> dict[str, Any]:
         "goodput": asdict(record.goodput) | {"share": record.goodput.share} if record.goodput else None,
         "system": asdict(record.system) if record.system else None,
     }
-    return line | ({"tables": table_lines(record.tables)} if record.tables else {})
+    line |= {"tables": table_lines(record.tables)} if record.tables else {}
+    sliced = {"by": record.slice_by, "values": slice_values(record.slices)}
+    return line | ({"slices": sliced} if record.slices else {})
 
 
 def eval_line(record: EvalRecord) -> dict[str, Any]:
@@ -97,6 +99,15 @@ def _train_values(values: TaskValues) -> dict[str, float | None]:
 def task_values(values: TaskValues) -> dict[str, float | None]:
     """One task's metrics, by their names in the file."""
     return {key: getattr(values, key) for key in ("ne", "auc", "calibration", "loss", "examples")}
+
+
+def slice_values(slices: Mapping[str, Mapping[str, TaskValues]]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """The same per slice, of those that had any example."""
+    return {
+        name: {task: task_values(values) for task, values in of.items()}
+        for name, of in slices.items()
+        if any(values.examples for values in of.values())
+    }
 
 
 class JsonLines:

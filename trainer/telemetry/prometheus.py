@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from embeddings.health import TableFigures
 from trainer.config_sections import Telemetry
 from trainer.errors import ConfigError
+from trainer.metrics.values import TaskValues
 from trainer.telemetry.build import build_labels
 from trainer.telemetry.declared import METRICS, SCORES, TABLE_FIGURES
 from trainer.telemetry.endpoint import Endpoint
@@ -94,6 +95,7 @@ class Prometheus:
         self._saved_at = None if age is None else time.monotonic() - age
         if record.tables:
             self._set_tables(record.tables)
+        self._set_slices(record.slices)
 
     def eval(self, record: EvalRecord) -> None:
         """The newest values of that split."""
@@ -170,6 +172,13 @@ class Prometheus:
 
     def _checkpoint_age(self) -> float:
         return UNKNOWN if self._saved_at is None else time.monotonic() - self._saved_at
+
+    def _set_slices(self, slices: Mapping[str, Mapping[str, TaskValues]]) -> None:
+        """One that had no example since the last log has no value."""
+        for name, of in slices.items():
+            for task, values in of.items():
+                for score in (*SCORES, "loss"):
+                    self._series.set(f"train_slice_{score}", getattr(values, score), task, name)
 
     def _set_tables(self, tables: Mapping[str, TableFigures]) -> None:
         """Of each figure the tables where it is highest: 500 tables would be 5,000 series."""

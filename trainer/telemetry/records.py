@@ -47,6 +47,9 @@ class TrainRecord:
     are read and wait, on this rank. own_seconds: of a step, what this rank spends without waiting for others; slowest,
     median_rank_seconds: of these of all ranks. goodput: where the run's time went, over all its starts; rank 0's.
     price_per_billion_examples: None without a price. system: memory and disk; of this rank.
+
+    slices: {value of slice_by, a field: as tasks}. loss_spikes: since the model's birth. stale_evaluations: since
+    the last improvement of `checkpoint.best`.
     """
 
     step: int
@@ -86,6 +89,10 @@ class TrainRecord:
     goodput: Goodput | None = None
     price_per_billion_examples: float | None = None
     system: SystemFigures | None = None
+    slice_by: str = ""
+    slices: Mapping[str, Mapping[str, TaskValues]] = field(default_factory=dict)
+    loss_spikes: int = 0
+    stale_evaluations: int | None = None
 
     @property
     def data_through_seconds(self) -> float | None:
