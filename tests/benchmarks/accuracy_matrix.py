@@ -115,6 +115,12 @@ def last30_runs(ranker: str) -> list[Run]:
     return [Run("last30", f"{ranker}, last 30", ranker, seed, settings, test=True) for seed in SEEDS]
 
 
+def request_runs(ranker: str) -> list[Run]:
+    """Over the last 30 as HyFormer has it: a row for each rating, with one candidate and all of its last 30."""
+    settings = settings_of(ranker, "last30_requests")
+    return [Run("last30", f"{ranker}, last 30 by request", ranker, seed, settings, test=True) for seed in SEEDS]
+
+
 def rate_runs(ranker: str) -> list[Run]:
     """The same at other learning rates, for the validation split alone."""
     return [
@@ -180,6 +186,7 @@ def _first() -> Iterator[Run]:
     last30 = [last30_runs(ranker) for ranker in RANKERS]
     ablated = {row: runs for table in FIRST_ABLATIONS for row, runs in ablation_runs(table).items()}
     yield from (runs[0] for runs in last30)
+    yield request_runs("tokenformer")[0]
     yield from (runs[0] for runs in (base_runs(), *(ablated[row] for row in FIRST_ROWS)))
     yield from (runs[1] for runs in last30 if runs[0].ranker not in SUPERVISED_BY_REQUEST)  # twice the cost: later
     yield from chain.from_iterable(live_runs(ranker) for ranker in RANKERS_FIRST if ranker in RANKERS)
@@ -192,6 +199,7 @@ def _first() -> Iterator[Run]:
 
 def _last30() -> Iterator[Run]:
     yield from _by_seed([last30_runs(ranker) for ranker in RANKERS])
+    yield from _by_seed([request_runs(ranker) for ranker in RANKERS])
     yield from chain.from_iterable(map(rate_runs, RANKERS))
 
 

@@ -21,6 +21,7 @@ from tests.benchmarks.accuracy_matrix import (
     last30_runs,
     live_runs,
     rate_runs,
+    request_runs,
     three_runs,
     time_run,
     trials,
@@ -32,6 +33,7 @@ from tests.benchmarks.accuracy_settings import (
     PUBLISHED_DIN,
     RANKERS,
     RATES,
+    SUPERVISED_BY_REQUEST,
     TASKS,
     TRIALS,
     run_file,
@@ -80,11 +82,15 @@ def state(results: Results) -> str:
 def last30_table(results: Results) -> str:
     """Published figures first, then ours."""
     rows = [[f"*{name}*", "", "", auc, loss, "", ""] for name, auc, loss in PUBLISHED]
-    for ranker in RANKERS:
-        found = finished(last30_runs(ranker), results)
+    wanted = [(ranker, last30_runs(ranker)) for ranker in RANKERS]
+    wanted += [(f"{ranker}, by request", request_runs(ranker)) for ranker in RANKERS]
+    for name, runs in wanted:
+        found = finished(runs, results)
+        if "request" in name and (not found or runs[0].ranker in SUPERVISED_BY_REQUEST):
+            continue
         rows.append(
             [
-                f"**{ranker}**" if found else ranker,
+                f"**{name}**" if found else name,
                 count(found[0]["dense_parameters"]) if found else NONE,
                 mean_of(found, "held_out", "auc"),
                 mean_of(found, "test", "auc"),
