@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from model.attention_choice import Backend, chosen_backend
-from model.attention_products import Chunk, products
+from model.attention_products import Chunk, Part, Plan, products
 from model.bands import Band, apart, band_of
 from model.cone import needed_tokens
 from model.config import Savings
@@ -30,6 +30,7 @@ from model.timeline import chosen, counts_of, exclusive_cumsum
 
 _ROWS_PER_STRETCH = 4
 _MAX_STRETCHES = 16
+_PAIRS_OF_A_STRETCH = 8192  # what its operations take, in pairs of query and key of four heads
 QUERIES_PER_CHUNK = 64
 
 
@@ -51,6 +52,13 @@ class Padding:
             empty = part.new_tensor(fill).expand(self.rows * self.width, *part.shape[1:])
             part = empty.index_copy(0, self.slots, part)
         return part.reshape(self.rows, self.width, *part.shape[1:])
+
+    def places(self, device: torch.device) -> torch.Tensor:
+        """int64 [b, width]: which of the packed tokens stands at each place, −1 for none."""
+        token = torch.arange(self.first, self.last, device=device)
+        if self.slots is not None:
+            token = token.new_full((self.rows * self.width,), -1).index_copy_(0, self.slots, token)
+        return token.view(self.rows, self.width)
 
     def unpad(self, x_bwD: torch.Tensor) -> torch.Tensor:
         """[b, width, …] → the tokens that `pad` took."""
@@ -75,6 +83,17 @@ class Stretch:
             self._biases[dtype] = torch.where(self.visible_b1qt, zeros, -torch.inf)
         return self._biases[dtype]
 
+    def part(self, num_keys: int, device: torch.device) -> Part:
+        """For `products`."""
+        places_bq = self.queries.places(device)
+        band = self.keys if isinstance(self.keys, Band) else None
+        if isinstance(self.keys, Band):
+            places_bt = self.keys.places(self.queries.rows, num_keys, device)
+        else:
+            places_bt = self.keys.places(device)
+        chunks = self.chunks or ((0, places_bq.shape[1], places_bt.shape[1]),)
+        return Part(places_bq, places_bt, self.bias, chunks, band)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -84,12 +103,42 @@ class Layout:
     queries_A: torch.Tensor | None
     stretches: tuple[Stretch, ...]
     backend: Backend = "auto"
+    _plans: dict[int, Plan] = field(default_factory=dict, compare=False)
+
+    def plan(self, query_QHh: torch.Tensor, key_AHh: torch.Tensor) -> Plan:
+        """For `products`, from shapes alone; made once for all layers that share the layout."""
+        num_keys, heads, _ = key_AHh.shape
+        if heads not in self._plans:
+            parts = [stretch.part(num_keys, key_AHh.device) for stretch in self.stretches]
+            self._plans[heads] = Plan(parts, query_QHh.shape[0], num_keys, heads)
+        return self._plans[heads]
 
 
-def paddings(row_A: torch.Tensor, num_rows: int) -> list[Padding]:
-    """Cuts rows into stretches of equal row counts. One wait for the device."""
+def _even_borders(num_rows: int) -> list[int]:
+    """Stretches of equal row counts."""
     count = max(1, min(_MAX_STRETCHES, num_rows // _ROWS_PER_STRETCH))
-    borders = [num_rows * i // count for i in range(count + 1)]
+    return [num_rows * i // count for i in range(count + 1)]
+
+
+def _worthy_borders(row_Q: torch.Tensor, row_A: torch.Tensor, num_rows: int) -> list[int]:
+    """Those of `_even_borders` that spare more pairs than a stretch costs. One wait for the device."""
+    counts = torch.stack([counts_of(row_Q, num_rows), counts_of(row_A, num_rows)])
+    queries, keys = counts.tolist()
+
+    def pairs(first: int, last: int) -> int:
+        return int((last - first) * max(queries[first:last]) * max(keys[first:last])) if last > first else 0
+
+    first, *rest = _even_borders(num_rows)
+    kept = [first]
+    for middle, last in pairwise(rest):
+        if pairs(kept[-1], last) > pairs(kept[-1], middle) + pairs(middle, last) + _PAIRS_OF_A_STRETCH:
+            kept.append(middle)
+    return [*kept, num_rows]
+
+
+def paddings(row_A: torch.Tensor, num_rows: int, borders: list[int] | None = None) -> list[Padding]:
+    """Cuts rows into stretches, of equal row counts unless `borders` are given. One wait for the device."""
+    borders = borders or _even_borders(num_rows)
     counts_R = counts_of(row_A, num_rows)
     starts_R = exclusive_cumsum(counts_R)
     slot_A = torch.arange(row_A.shape[0], device=row_A.device) - starts_R.index_select(0, row_A)
@@ -104,6 +153,12 @@ def paddings(row_A: torch.Tensor, num_rows: int) -> list[Padding]:
     return paddings
 
 
+def _seen(queries: Padding, keys: Padding | Band, sights: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """bool [b, q, t], by the rule of mask.py."""
+    padding = PADDING_SIGHT[: sights[0].shape[1]]
+    return visible(queries.pad(sights[0], padding), keys.pad(sights[1], padding))
+
+
 def _rows_layout(
     stream: Stream,
     sights: tuple[torch.Tensor, torch.Tensor],
@@ -114,7 +169,7 @@ def _rows_layout(
     """sights: of queries and keys. own_Q: place of each query's own key in its row."""
     stretches = []
     for for_queries, for_keys in zip(queries, keys, strict=True):
-        seen_bqt = visible(for_queries.pad(sights[0], PADDING_SIGHT), for_keys.pad(sights[1], PADDING_SIGHT))
+        seen_bqt = _seen(for_queries, for_keys, sights)
         chunks = _chunks(for_queries, for_keys, own_Q, stream.num_fields)
         stretches.append(Stretch(for_queries, for_keys, seen_bqt.unsqueeze(1), chunks))
     return tuple(stretches)
@@ -145,8 +200,7 @@ def _blocks_layout(
     place_Q = torch.arange(block_Q.shape[0], device=block_Q.device) - exclusive_cumsum(counts).index_select(0, block_Q)
     slots = None if block_Q.shape[0] == num_blocks * width else block_Q * width + place_Q
     queries = Padding(0, block_Q.shape[0], num_blocks, width, slots)
-    seen = visible(queries.pad(sights[0], PADDING_SIGHT), band.pad(sights[1], PADDING_SIGHT))
-    return Stretch(queries, band, seen.unsqueeze(1), ((0, width, band.width),))
+    return Stretch(queries, band, _seen(queries, band, sights).unsqueeze(1), ((0, width, band.width),))
 
 
 def _layout(
@@ -155,9 +209,12 @@ def _layout(
     """taken_A, put_Q: the tokens taken in and put out (index into N, None for all)."""
     queries_A = put_Q if taken_A is None or put_Q is None else torch.searchsorted(taken_A, put_Q)
     row_A, row_Q = chosen(stream.row_N, taken_A), chosen(stream.row_N, put_Q)
-    keys = paddings(row_A, stream.num_rows)
-    queries = keys if queries_A is None else paddings(row_Q, stream.num_rows)
+    borders = _worthy_borders(row_Q, row_A, stream.num_rows)
+    keys = paddings(row_A, stream.num_rows, borders)
+    queries = keys if queries_A is None else paddings(row_Q, stream.num_rows, borders)
     sight_N5 = sight(stream, window)
+    if not stream.has_actions:  # all is known to all
+        sight_N5 = sight_N5[:, :3]
     place_Q = torch.arange(row_A.shape[0], device=row_A.device) if queries_A is None else queries_A
     if window is not None:
         apart_N5 = apart(sight_N5, stream.row_N)
@@ -196,10 +253,15 @@ def make_layouts(
 def attend(query_QHh: torch.Tensor, key_AHh: torch.Tensor, value_AHh: torch.Tensor, layout: Layout) -> torch.Tensor:
     """softmax(q kᵀ / √h) v within each row, over the keys the layout lets each query see → [Q, D]."""
     backend = chosen_backend(layout.backend, query_QHh.device)[0]
+    if backend == "products" and query_QHh.shape[0] and key_AHh.shape[0]:
+        with torch.no_grad():
+            plan = layout.plan(query_QHh, key_AHh)
+        return products(query_QHh, key_AHh, value_AHh, plan).flatten(1)
+    run = _reference if backend == "reference" else _sdpa
     parts = []
     for stretch in layout.stretches:
         query, key = stretch.queries.pad(query_QHh), stretch.keys.pad(key_AHh)
-        mixed_bqHh = _BACKENDS[backend](query, key, stretch.keys.pad(value_AHh), stretch)
+        mixed_bqHh = run(query, key, stretch.keys.pad(value_AHh), stretch)
         parts.append(stretch.queries.unpad(mixed_bqHh.flatten(2)))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -216,11 +278,3 @@ def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, stretch: 
         query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=stretch.visible_b1qt
     )
     return mixed_bHqh.transpose(1, 2)
-
-
-def _products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, stretch: Stretch) -> torch.Tensor:
-    chunks = stretch.chunks or ((0, query.shape[1], key.shape[1]),)
-    return products(query, key, value, stretch.bias(query.dtype), chunks)
-
-
-_BACKENDS = {"reference": _reference, "sdpa": _sdpa, "products": _products}

@@ -24,21 +24,12 @@ class _Overlapping(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_A: torch.Tensor, block: int, reach: int) -> torch.Tensor:
-        ctx.shape, ctx.block, ctx.reach = x_A.shape, block, reach
+        ctx.total, ctx.band = x_A.shape[0], Band(block, reach)
         return overlapping(x_A, block, reach, x_A.new_zeros(()))
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        grad, block, reach = grads[0], ctx.block, ctx.reach
-        blocks, rest = grad.shape[0], grad.shape[2:]
-        steps = -(-reach // block)
-        whole = grad.new_zeros(((blocks + steps) * block, *rest))
-        for first in range(0, reach + block, block):
-            width = min(block, reach + block - first)
-            whole[first : first + blocks * block].view(blocks, block, *rest)[:, :width] += grad[
-                :, first : first + width
-            ]
-        return whole[reach : reach + ctx.shape[0]], None, None
+        return ctx.band.add_up(grads[0], ctx.total), None, None
 
 
 def overlapping(x_A: torch.Tensor, block: int, reach: int, fill: torch.Tensor) -> torch.Tensor:
@@ -67,6 +58,24 @@ class Band:
         """Keys to a block of queries."""
         return self.block + self.reach
 
+    def places(self, blocks: int, total: int, device: torch.device) -> torch.Tensor:
+        """int64 [n, t]: which of the packed tokens stands at each place, −1 for none."""
+        first_n = torch.arange(0, blocks * self.block, self.block, device=device) - self.reach
+        place_nt = first_n.unsqueeze(1) + torch.arange(self.width, device=device)
+        return place_nt.where(place_nt < total, -1).clamp_(min=-1)
+
+    def add_up(self, x_ntD: torch.Tensor, total: int) -> torch.Tensor:
+        """[n, t, …] → [A, …]: the sum of what stands at a token's places, block after block: deterministic, and not row
+        by row."""
+        blocks, rest = x_ntD.shape[0], x_ntD.shape[2:]
+        steps = -(-self.reach // self.block)
+        whole = x_ntD.new_zeros(((blocks + steps) * self.block, *rest))
+        for first in range(0, self.width, self.block):
+            width = min(self.block, self.width - first)
+            part = whole[first : first + blocks * self.block].view(blocks, self.block, *rest)
+            part[:, :width] += x_ntD[:, first : first + width]
+        return whole[self.reach : self.reach + total]
+
     def pad(self, x_A: torch.Tensor, fill: tuple[int, ...] = (0,)) -> torch.Tensor:
         """[A, …] → [n, t, …], `fill` where no token is; other fills than 0 are for integers, which have no gradient."""
         if fill != (0,):
@@ -88,5 +97,5 @@ def band_of(sight_Q5: torch.Tensor) -> Band:
 def apart(sight_N5: torch.Tensor, row_N: torch.Tensor) -> torch.Tensor:
     """The same sights with places counted over all rows, so that no token sees another row."""
     shift_N = row_N * _ROW
-    order, first, last, clock, known = sight_N5.unbind(1)
-    return torch.stack([order + shift_N, first.clamp(min=0) + shift_N, last + shift_N, clock, known], dim=1)
+    order, first, last, *of_clocks = sight_N5.unbind(1)
+    return torch.stack([order + shift_N, first.clamp(min=0) + shift_N, last + shift_N, *of_clocks], dim=1)

@@ -168,8 +168,9 @@ class AfterAttention(torch.autograd.Function):
         dtype, hidden = mixed_QD.dtype, silu_QI.shape[1]
 
         ffn_QD = _times(grad_QD.to(dtype), ffn_mask_QD)
-        down_grad = (ffn_QD.t() @ (silu_QI * both_QW[:, hidden:])).to(ctx.kept)
-        both_grad_QW = _swiglu_backward(ffn_QD @ down_cast, both_QW, silu_QI)
+        spare_QI = silu_QI * both_QW[:, hidden:]
+        down_grad = (ffn_QD.t() @ spare_QI).to(ctx.kept)
+        both_grad_QW = _swiglu_backward_(ffn_QD @ down_cast, both_QW, silu_QI, spare_QI)
         unit_grad_QD = both_grad_QW @ gate_and_up_cast
         gate_and_up_grad, gain_grad = _unfolded(both_grad_QW.t() @ unit_QD, gate_and_up_WD, gain_D)
         x_grad_QD = _norm_backward(unit_grad_QD, unit_QD, factor_Q1, grad_QD)
@@ -187,15 +188,15 @@ class AfterAttention(torch.autograd.Function):
         )
 
 
-def _swiglu_backward(grad_QI: Tensor, both_QW: Tensor, silu_QI: Tensor) -> Tensor:
-    """Gradient of the SwiGLU's two inputs, side by side, from that of silu(gate) ⊙ up."""
-    hidden = silu_QI.shape[1]
-    both_grad_QW = torch.empty_like(both_QW)
-    torch.mul(grad_QI, silu_QI, out=both_grad_QW[:, hidden:])
-    torch.ops.aten.silu_backward.grad_input(
-        grad_QI.mul_(both_QW[:, hidden:]), both_QW[:, :hidden], grad_input=both_grad_QW[:, :hidden]
-    )
-    return both_grad_QW
+def _swiglu_backward_(grad_QI: Tensor, both_QW: Tensor, silu_QI: Tensor, spare_QI: Tensor) -> Tensor:
+    """Gradient of the SwiGLU's two inputs, side by side, from that of silu(gate) ⊙ up. It takes the inputs' own place:
+    fresh memory of their size costs more than all the arithmetic here. autograd refuses a second backward pass over
+    what was overwritten."""
+    gate_QI, up_QI = both_QW.chunk(2, dim=1)
+    torch.mul(grad_QI, up_QI, out=spare_QI)
+    torch.mul(grad_QI, silu_QI, out=up_QI)
+    torch.ops.aten.silu_backward.grad_input(spare_QI, gate_QI, grad_input=gate_QI)
+    return both_QW
 
 
 def _heads(x_AD: Tensor, num_heads: int) -> Tensor:

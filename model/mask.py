@@ -37,9 +37,11 @@ def sight(stream: Stream, window: int | None) -> torch.Tensor:
 
 
 def visible(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """bool [..., Q, T]: query may look at key, both of the same row. Sights [..., Q, 5] and [..., T, 5]."""
-    order_Q, first_Q, last_Q, clock_Q, _ = queries.unsqueeze(-2).unbind(-1)
-    order_T, _, _, _, known_T = keys.unsqueeze(-3).unbind(-1)
+    """bool [..., Q, T]: query may look at key, both of the same row. Sights [..., Q, 5] and [..., T, 5]; where there are no
+    action tokens, their first three columns will do."""
+    order_Q, first_Q, last_Q, *of_clock_Q = queries.unsqueeze(-2).unbind(-1)
+    order_T, _, _, *of_known_T = keys.unsqueeze(-3).unbind(-1)
     seen_QT = (order_T >= first_Q) & (order_T <= last_Q)
-    seen_QT &= known_T < clock_Q
+    if of_clock_Q:
+        seen_QT &= of_known_T[1] < of_clock_Q[0]
     return seen_QT | (order_T == order_Q)

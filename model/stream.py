@@ -40,6 +40,7 @@ class Stream:
     known_N:      as a key: when what it tells became known; ALWAYS_KNOWN but for action tokens.
     clock_N:      as a query: it may look at action tokens with known < clock.
     supervised_S: places in N of the positions that get logits.
+    has_actions:  whether there is any action token.
     """
 
     num_fields: int
@@ -53,6 +54,7 @@ class Stream:
     known_N: torch.Tensor
     clock_N: torch.Tensor
     supervised_S: torch.Tensor
+    has_actions: bool = True
 
 
 @dataclass(frozen=True)
@@ -192,4 +194,5 @@ def _pack(num_fields: int, pieces: list[_Piece], lengths_R: torch.Tensor, superv
         ),
         clock_N=packed([piece.clock for piece in pieces]),
         supervised_S=packed_P[supervised],
+        has_actions=any(piece.known is not None and piece.known.shape[0] > 0 for piece in pieces),
     )
