@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from trainer.telemetry.updates import At
+
 
 class Beats:
     """One a process. at: (step, phase, when: time.monotonic()) of the newest sign of life. part: what part of a step
@@ -19,3 +21,8 @@ class Beats:
     def beat(self, step: int, phase: str = "step") -> None:
         """The thread that trains has come to this. Costs a fraction of a microsecond: call it as often as you like."""
         self.at = (step, phase, time.monotonic())
+
+    def look(self) -> At:
+        """For a display."""
+        step, phase, when = self.at
+        return At(step, phase, time.monotonic() - when)

@@ -40,6 +40,7 @@ cli.add_command(checkpoint)
 @click.option("--profile", is_flag=True, help="A trace of a few steps into the run directory, for Perfetto.")
 @click.option("--plan", "saved", metavar="FILE", help="Shard by this plan.json: --embeddings.plan FILE.")
 @click.option("--max-steps", type=click.IntRange(min=1), metavar="N", help="Stop after N steps: --train.max-steps N.")
+@click.option("--no-live", is_flag=True, help="No live display, a line a log: --telemetry.live off.")
 @click.pass_context
 def train(
     ctx: click.Context,
@@ -51,11 +52,13 @@ def train(
     profile: bool,
     saved: str | None,
     max_steps: int | None,
+    no_live: bool,
 ) -> None:
     """Train, making the data first when they are absent and the run file says how."""
     from trainer.train_verb import TrainOptions, run_training  # noqa: PLC0415
 
     typed = {"--train.max-steps": max_steps, "--init.run": init_from, "--embeddings.plan": saved}
+    typed["--telemetry.live"] = "off" if no_live else None
     overrides = [*ctx.args, *(f"{key}={value}" for key, value in typed.items() if value is not None)]
     run_training(TrainOptions(config_path, overrides, run_dir, resume, dry_run, profile))  # type: ignore[arg-type]
 

@@ -169,6 +169,8 @@ class Telemetry(Frozen):
                row or an example; "" = off.
     slice_values: at most 19 of its values, all others being one slice more; absent = the most frequent ones of a sample
                of the rows, when the run begins.
+    live: a display at the bottom of the terminal (docs/watch.md). "auto": on a terminal, unless CI is set or TERM is
+          "dumb"; "on": there too where CI is set; "off": a line a log. NO_COLOR takes the colours away.
     """
 
     prometheus: bool = True
@@ -180,6 +182,7 @@ class Telemetry(Frozen):
     price_per_worker_hour: float = Field(default=0.0, ge=0)
     slice_by: str = ""
     slice_values: tuple[str | int, ...] = ()
+    live: Literal["auto", "on", "off"] = "auto"
 
 
 class Launch(Frozen):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from trainer.config import Config
+    from trainer.telemetry.updates import Screen
 
 Resume = Literal["never", "auto", "must"]
 BackendName = Literal["inline", "torchrun", "ray"]
@@ -34,6 +35,7 @@ class Job:
     feed_name: name of the Ray actor that hands out windows, "" where there is none.
     threads:   of this process for torch, chosen by the launcher.
     began:     when the command was given, seconds since 1970; 0 = when the process comes to train.
+    screen:    where this process speaks, besides its log; None on ranks that have nobody to speak to.
     """
 
     config: Config
@@ -47,3 +49,4 @@ class Job:
     feed_name: str = ""
     threads: int = 1
     began: float = 0.0
+    screen: Screen | None = None

@@ -9,6 +9,8 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
+import sys
 import tempfile
 import threading
 import uuid
@@ -21,11 +23,14 @@ from trainer import logs, machine
 from trainer.errors import ConfigError
 from trainer.job import Job
 from trainer.launch import thread_environment
+from trainer.lines import Line
 from trainer.ray_errors import lost_workers, original_error
 from trainer.stop import Interrupts, LocalStop
+from trainer.telemetry.updates import At, Phase
 
 if TYPE_CHECKING:
     from trainer.launch import Choice, Entry
+    from trainer.ray_link import Message, WorkerEnd
 
 log = logging.getLogger(__name__)
 ROOT = str(Path(__file__).resolve().parent.parent)
@@ -79,6 +84,7 @@ class _Driver:
         self._entry = entry
         self._choice = choice
         self._stop = stop
+        self._at: At | None = None
         self.connected = threading.Event()
         self.result: dict[str, Any] | None = None
         self.error: BaseException | None = None
@@ -87,13 +93,20 @@ class _Driver:
         try:
             config = self._job.config
             memory_mb = config.data.memory_mb
+            self._show("starting Ray" if not config.launch.ray_address else "joining the Ray of launch.ray_address")
             with ray_session(config.launch.ray_address, self._choice.workers, self._choice.threads, memory_mb):
                 self.connected.set()
                 if self._stop.requested():
                     raise KeyboardInterrupt
+                workers = f"{self._choice.workers} worker{'s' if self._choice.workers > 1 else ''}"
+                self._show(f"starting {workers}: processes, imports")
                 self.result = self._train()
         except BaseException as error:  # handed to the main thread, which raises it
             self.error = original_error(error)
+
+    def _show(self, phase: str) -> None:
+        if self._job.screen is not None:
+            self._job.screen.show(Phase(phase))
 
     def _train(self) -> dict[str, Any] | None:
         import ray  # noqa: PLC0415
@@ -101,6 +114,8 @@ class _Driver:
         from trainer.ray_link import Link  # noqa: PLC0415
 
         link = ray.remote(num_cpus=0)(Link).remote()
+        if self._job.screen is not None:
+            self._job.screen.follow(lambda: self._at)
         over = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(link, over), name="ray-watch", daemon=True)
         watcher.start()
@@ -123,7 +138,7 @@ class _Driver:
         storage = tempfile.mkdtemp(
             prefix="tokenformer-ray-train-"
         )  # Ray Train wants one; our checkpoints go to the run directory
-        job = replace(self._job, stop=None, feed_name=f"tokenformer-feed-{uuid.uuid4().hex[:12]}")  # type: ignore[arg-type]
+        job = replace(self._job, stop=None, screen=None, feed_name=f"tokenformer-feed-{uuid.uuid4().hex[:12]}")  # type: ignore[arg-type]
         try:
             TorchTrainer(
                 work,
@@ -151,7 +166,7 @@ class _Driver:
             shutil.rmtree(storage, ignore_errors=True)
 
     def _watch(self, link: Any, over: threading.Event) -> None:
-        """Carry the stop request to the workers and their lines to the terminal."""
+        """Carry the stop request to the workers, and what they say to the terminal."""
         import ray  # noqa: PLC0415
 
         told = False
@@ -160,14 +175,28 @@ class _Driver:
             if self._stop.requested() and not told:
                 ray.get(link.request_stop.remote())
                 told = True
-            for line in ray.get(link.take_lines.remote()):
-                print(line, flush=True)
+            messages, self._at = ray.get(link.take.remote())
+            for message in messages:
+                self._pass_on(message)
             if last:
                 return
 
+    def _pass_on(self, message: Message) -> None:
+        screen = self._job.screen
+        if isinstance(message, str):
+            print(message, flush=True)
+        elif isinstance(message, Line):
+            if screen is not None:
+                screen.line(message)
+            else:
+                print(message.plain(), file=sys.stderr, flush=True)
+        elif screen is not None:
+            screen.show(message)
+
 
 def work(settings: dict[str, Any]) -> None:
-    """In each Ray Train worker: join the link, then the entry. Rank 0's prints and log lines reach the user."""
+    """In each Ray Train worker: join the link, then the entry. Rank 0's prints and log lines reach the user, and of the
+    others what they warn of."""
     import ray  # noqa: PLC0415
 
     from trainer.ray_link import WorkerEnd  # noqa: PLC0415
@@ -176,23 +205,18 @@ def work(settings: dict[str, Any]) -> None:
     job: Job = settings["job"]
     link = settings["link"]
     rank = int(os.environ["RANK"])
-    with WorkerEnd(link) as end, _printing_to(end if rank == 0 else None):
-        if rank != 0:  # of rank 0 that stands still only the others can speak
-            logs.also_to(end, "trainer.watchdog")
-        result = settings["entry"](replace(job, stop=end))
+    with WorkerEnd(link) as end, _speaking_to(end, rank):
+        result = settings["entry"](replace(job, stop=end, screen=end if rank == 0 else None))
         if rank == 0:
             ray.get(link.finish.remote(result))
 
 
 @contextlib.contextmanager
-def _printing_to(stream: Any) -> Iterator[None]:
-    """stdout and our log lines into `stream`; None leaves stdout to Ray's log files and keeps only warnings."""
-    if stream is None:
-        logs.to_console(level=logging.WARNING)
-        yield
-        return
-    logs.to_console(stream)
-    with contextlib.redirect_stdout(stream):
+def _speaking_to(end: WorkerEnd, rank: int) -> Iterator[None]:
+    """Our log lines into the link; of other ranks than the first only warnings. stdout of the first too, that of others
+    is left to Ray's log files."""
+    logs.to_lines(end.line, logging.INFO if rank == 0 else logging.WARNING, rank, socket.gethostname())
+    with contextlib.redirect_stdout(end) if rank == 0 else contextlib.nullcontext():
         yield
 
 

@@ -1,4 +1,5 @@
-"""The thread between the command and its Ray workers: a stop request goes in, rank 0's lines and result come out.
+"""The thread between the command and its Ray workers: a stop request goes in; lines of all ranks, and what rank 0 shows
+and returns, come out.
 
 One tiny actor; a background thread in each worker talks to it a few times a second, so that the training loop only ever
 reads an attribute.
@@ -13,9 +14,12 @@ from typing import Any, Self
 
 import ray
 
+from trainer.lines import Line
 from trainer.stalls import Report
+from trainer.telemetry.updates import At, Look, Update
 
 POLL_SECONDS = 0.2
+Message = str | Line | Update  # a str was printed
 
 
 class Link:
@@ -23,7 +27,8 @@ class Link:
 
     def __init__(self) -> None:
         self._stop = False
-        self._lines: list[str] = []
+        self._messages: list[Message] = []
+        self._at: At | None = None
         self._result: dict[str, Any] | None = None
         self._reports: dict[int, Report] = {}
 
@@ -31,9 +36,10 @@ class Link:
         """From the command: somebody pressed Ctrl-C."""
         self._stop = True
 
-    def exchange(self, lines: list[str], report: Report | None = None) -> bool:
-        """From a worker: what it printed since, and where it is; answers whether to stop."""
-        self._lines += lines
+    def exchange(self, messages: list[Message], report: Report | None = None, at: At | None = None) -> bool:
+        """From a worker: what it said since, and where it is; answers whether to stop."""
+        self._messages += messages
+        self._at = at or self._at
         if report is not None:
             self._reports[report.rank] = report
         return self._stop
@@ -42,10 +48,10 @@ class Link:
         """To the command: where each rank last was."""
         return self._reports
 
-    def take_lines(self) -> list[str]:
-        """To the command: each line once."""
-        lines, self._lines = self._lines, []
-        return lines
+    def take(self) -> tuple[list[Message], At | None]:
+        """To the command: each message once, and where rank 0's training thread is."""
+        messages, self._messages = self._messages, []
+        return messages, self._at
 
     def finish(self, result: dict[str, Any] | None) -> None:
         """From rank 0: what `run_worker` returned."""
@@ -57,13 +63,15 @@ class Link:
 
 
 class WorkerEnd(io.TextIOBase):
-    """A worker's end of the link: a stop signal for the loop, and a stream whose lines reach the user's terminal."""
+    """A worker's end of the link: a stop signal for the loop, a screen, and a stream whose lines reach the user's
+    terminal."""
 
     def __init__(self, link: Any) -> None:
         self._link = link
         self._stop = False
         self._partial = ""
-        self._lines: list[str] = []
+        self._messages: list[Message] = []
+        self._look: Look = lambda: None
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._talk, name="ray-link", daemon=True)
@@ -80,8 +88,22 @@ class WorkerEnd(io.TextIOBase):
         """Collect whole lines; they leave with the next exchange."""
         with self._lock:
             *whole, self._partial = (self._partial + text).split("\n")
-            self._lines += whole
+            self._messages += whole
         return len(text)
+
+    def line(self, line: Line) -> None:
+        """As a screen."""
+        with self._lock:
+            self._messages.append(line)
+
+    def show(self, update: Update) -> None:
+        """As a screen."""
+        with self._lock:
+            self._messages.append(update)
+
+    def follow(self, look: Look) -> None:
+        """As a screen: asked at every exchange."""
+        self._look = look
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -105,8 +127,8 @@ class WorkerEnd(io.TextIOBase):
 
     def _exchange(self) -> None:
         with self._lock:
-            lines, self._lines = self._lines, []
+            messages, self._messages = self._messages, []
         try:
-            self._stop = ray.get(self._link.exchange.remote(lines, self._report()))
+            self._stop = ray.get(self._link.exchange.remote(messages, self._report(), self._look()))
         except ray.exceptions.RayActorError:  # the command is gone: so should the run be, but with its checkpoint
             self._stop = True

@@ -27,6 +27,7 @@ from trainer.table_health import TableHealth
 from trainer.telemetry.jsonl import task_values
 from trainer.telemetry.records import TrainRecord
 from trainer.telemetry.telemetry import Telemetry
+from trainer.telemetry.updates import Begun
 from trainer.train_state import TrainState
 
 
@@ -67,6 +68,8 @@ class Reporter:
         if self._runtime.is_first:
             self._progress = Progress(pass_, self._config.train.max_steps)
             self._progress.look(state)
+            batch = self._config.data.global_batch
+            self._telemetry.begins(Begun(state.step, state.rows, self._progress.batches_left(state), batch))
         if self._telemetry.ledger is not None:
             self._telemetry.ledger.begin(state.step, state.examples)
         self._clock.take()

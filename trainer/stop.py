@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -35,11 +36,12 @@ class Interrupts:
     """While active, SIGINT and SIGTERM reach `stop` instead of ending the process.
 
     Until `hand_over` is called there is nothing to save, so a signal raises KeyboardInterrupt in the main thread; from
-    then on the first sets the flag, and a later one leaves at once with exit code 130.
+    then on the first sets the flag, and a later one leaves at once with exit code 130. say: called in the handler.
     """
 
-    def __init__(self, stop: LocalStop) -> None:
+    def __init__(self, stop: LocalStop, say: Callable[[str], None] | None = None) -> None:
         self._stop = stop
+        self._say = say or say_at_once
         self._running = False
         self._first = 0.0
         self._before: dict[signal.Signals, object] = {}
@@ -70,12 +72,12 @@ class Interrupts:
         if not self._stop.requested():
             self._first = time.monotonic()
             self._stop.request()
-            _say(f"{signal.Signals(number).name}: saving a checkpoint and leaving; once more to leave at once")
+            self._say(f"{signal.Signals(number).name}: saving a checkpoint and leaving; once more to leave at once")
         elif time.monotonic() - self._first > SAME_REQUEST_SECONDS:
-            _say("left at once: what came after the last checkpoint is lost")
+            say_at_once("left at once: what came after the last checkpoint is lost")
             os._exit(ABORTED)
 
 
-def _say(line: str) -> None:
+def say_at_once(line: str) -> None:
     """Straight to the descriptor: a handler may interrupt a print under way, whose buffer is not re-entrant."""
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{line}\n".encode())

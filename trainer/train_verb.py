@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,14 +14,17 @@ from pathlib import Path
 
 from pipelines.footer_cache import FooterCache
 from trainer import logs
-from trainer.config import load_config
+from trainer.config import Config, load_config
 from trainer.errors import ConfigError
 from trainer.gating import gate_segments
 from trainer.job import Job, Resume
 from trainer.launch import Choice, announce, choose, run
 from trainer.make_data import check_rows, ensure_rows
+from trainer.rank_lines import Relay
 from trainer.run_dir import RunDir
 from trainer.stop import Interrupts, LocalStop
+from trainer.telemetry.screen import Display, Plain, open_screen
+from trainer.telemetry.updates import Phase
 
 log = logging.getLogger(__name__)
 
@@ -52,21 +56,23 @@ def run_training(options: TrainOptions) -> None:
     choice = choose(config.launch)
     parent = str(Path(config.init.run).absolute()) if config.init.run else None
     speaks = _is_first(choice)
-    logs.to_console(level=logging.INFO if speaks else logging.WARNING)
     stop = LocalStop()
-    with Interrupts(stop) as interrupts:
+    with _speaking(options, config, speaks) as screen, Interrupts(stop, screen.notice) as interrupts:
         try:
             with _run_directory(options, config.checkpoint.store, speaks) as run_dir:
                 if parent is not None and (options.resume == "never" or run_dir.latest() is None):
                     RunDir(parent).require_latest()  # says so now, not after the data were read
                 if speaks:  # under torchrun the other ranks meet the first one in the process group, after this
+                    screen.show(Phase("looking for the data"))
                     ensure_rows(config)
                     interrupts.arm()  # Ray installs handlers of its own when rows are made
                     if not run_dir.consumed.is_dir():  # else it is one to go on with, and prepared already
                         run_dir.prepare(options.resume)
+                    screen.show(Phase("checking the files of the rows against the schema"))
                     check_rows(config, FooterCache(run_dir.plan_cache))
                     config = gate_segments(config, run_dir, options.resume)
                     announce(choice)
+                screen.show(Phase("starting: importing torch"))
                 job = Job(
                     config,
                     str(run_dir.path.absolute()),
@@ -76,14 +82,37 @@ def run_training(options: TrainOptions) -> None:
                     options.dry_run,
                     options.profile,
                     began=began,
+                    screen=screen,
                 )
                 result = run(job, choice, stop, interrupts)
+                screen.close()
                 if speaks:
                     from trainer.closing_words import say_result  # noqa: PLC0415 - only when there is something to say
 
                     say_result(result, str(run_dir.path), stopped=stop.requested())
         except KeyboardInterrupt:
             log.info("stopped before training began: there is nothing to resume")
+
+
+@contextmanager
+def _speaking(options: TrainOptions, config: Config, first: bool) -> Iterator[Plain | Display | Relay]:
+    """Where this process speaks; its log lines go there. Of other ranks than the first only warnings."""
+    screen: Plain | Display | Relay
+    if first:
+        screen = open_screen(config.telemetry.live, str(_run_path(options)))
+        logs.to_lines(screen.line)
+    else:
+        rank, host = int(os.environ["RANK"]), socket.gethostname()
+        screen = Relay(rank, host)
+        logs.to_lines(screen.line, logging.WARNING, rank, host)
+    try:
+        yield screen
+    finally:
+        screen.close()
+
+
+def _run_path(options: TrainOptions) -> Path:
+    return Path(options.run_dir or Path("runs") / Path(options.config).stem)
 
 
 def _is_first(choice: Choice) -> bool:
@@ -93,7 +122,7 @@ def _is_first(choice: Choice) -> bool:
 @contextmanager
 def _run_directory(options: TrainOptions, store: str, first: bool) -> Iterator[RunDir]:
     """The run's directory, not made yet. A run that ends before it has anything to show leaves none behind."""
-    path = Path(options.run_dir or Path("runs") / Path(options.config).stem)
+    path = _run_path(options)
     if options.dry_run:
         path = path.with_name(f"{path.name}.dry-run")  # a name that every rank knows, and only dry runs use
     run_dir = RunDir(path, "" if options.dry_run else store)

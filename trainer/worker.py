@@ -44,6 +44,7 @@ from trainer.machine import environment
 from trainer.map_lines import log_maps
 from trainer.peak import with_peak
 from trainer.prediction_files import Manifest
+from trainer.rank_lines import joined
 from trainer.reporter import Reporter
 from trainer.row_cost import row_cost
 from trainer.run_dir import RunDir
@@ -54,6 +55,7 @@ from trainer.step_profile import StepProfile
 from trainer.step_work import StepWork
 from trainer.table_health import TableHealth
 from trainer.telemetry.telemetry import Telemetry
+from trainer.telemetry.updates import Phase
 from trainer.wanted import Wanted
 from trainer.watchdog import watching
 
@@ -71,7 +73,14 @@ def run_worker(job: Job) -> dict[str, Any] | None:
                 log.info("%s", reason)
             if job.config.model.kind in ("tokenformer", "transformer"):
                 log.info("attention by %s: %s", *chosen_backend(job.config.model.attention, runtime.device))
-        with watching(runtime, job.config.launch.watchdog_seconds), _placed(job.config.launch, runtime):
+        screen = job.screen if job.backend == "torchrun" else None  # under Ray they have another way to it
+        with (
+            joined(screen, runtime),
+            watching(runtime, job.config.launch.watchdog_seconds),
+            _placed(job.config.launch, runtime),
+        ):
+            if job.screen is not None and runtime.is_first:
+                job.screen.follow(runtime.beats.look)
             job = replace(job, config=_agreed(job.config, runtime))
             result = dry_run(job, runtime) if job.dry_run else train_run(job, runtime)
         return result if runtime.is_first else None
@@ -117,13 +126,16 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
         config = with_peak(config, run_dir, runtime)
         job = replace(job, config=config)
         executors = _executors(job, runtime)  # before the model: readers start and import while it is made
+        _show(job, runtime, "planning tables and making the model")
         assembly = assemble(config, runtime)
         runtime.beats.part = assembly.clock.running
         if runtime.is_first:
             log.info("%s", assembly.optimizer.announcement())
         _write_plan(run_dir, config, assembly, runtime)
-        tasks = tuple(config.schema.tasks)
-        telemetry = Telemetry(run_dir, config.telemetry, runtime.rank, tasks, world_size=runtime.world_size)
+        tasks, screen = tuple(config.schema.tasks), job.screen if runtime.is_first else None
+        telemetry = Telemetry(
+            run_dir, config.telemetry, runtime.rank, tasks, world_size=runtime.world_size, screen=screen
+        )
         try:
             if runtime.is_first:
                 telemetry.open_ledger(runtime.world_size, runtime.device.type, job.began or time.time())
@@ -131,9 +143,11 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
             trainer, evaluator = _join(job, runtime, assembly, executors, segments.train, segments.eval, telemetry)
             path = trainer.newest_good(run_dir) if job.resume != "never" else None
             if path is not None:
+                _show(job, runtime, f"reading the checkpoint {spoken(path)}")
                 trainer.resume(path)
                 telemetry.resumed(trainer.state.step, trainer.state.examples, path)
             elif job.init_from is not None:
+                _show(job, runtime, f"reading the model of {job.init_from}")
                 _begin(job.init_from, trainer, telemetry, runtime)
             with closing(open_recorder(run_dir, config, segments.train, trainer.state.step, runtime)) as recorder:
                 state = trainer.train(recorder)
@@ -148,6 +162,11 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
             return result
         finally:
             telemetry.close()
+
+
+def _show(job: Job, runtime: Runtime, phase: str) -> None:
+    if job.screen is not None and runtime.is_first:
+        job.screen.show(Phase(phase))
 
 
 def _begin(run: str, trainer: Trainer, telemetry: Telemetry, runtime: Runtime) -> None:

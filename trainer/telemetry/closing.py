@@ -10,7 +10,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from trainer.telemetry.console import UNKNOWN, collapse_line, number, rate
+from trainer.telemetry.console import collapse_line
+from trainer.telemetry.words import UNKNOWN, count, number, rate
 
 NUMBERS = ("loss", "NE", "AUC", "GAUC", "cal", "examples")
 TABLE_NUMBERS = {
@@ -60,7 +61,7 @@ def _add_rows(table: Table, split: str, tasks: Mapping[str, Mapping[str, Any]]) 
             number(values["auc"], 4),
             number(values["gauc"], 4) if "gauc" in values else "",
             number(values["calibration"], 3),
-            f"{values['examples']:,}".replace(",", " "),
+            count(values["examples"]),
         )
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainer.metrics.exact import Gauc
-from trainer.metrics.values import TaskValues
-from trainer.telemetry.records import EvalRecord, TrainRecord, finite
+from trainer.telemetry.words import UNKNOWN, duration, number, rate
 
-UNKNOWN = "–"
+if TYPE_CHECKING:  # they import torch, and the command says its last words without
+    from trainer.metrics.exact import Gauc
+    from trainer.metrics.values import TaskValues
+    from trainer.telemetry.records import EvalRecord, TrainRecord
+
+__all__ = ["UNKNOWN", "collapse_line", "duration", "eval_line", "number", "rate", "train_line"]
 WORTH_SAYING = 0.05  # of a step
 
 
@@ -61,35 +64,3 @@ def _scores(values: TaskValues, gauc: Gauc | None = None) -> str:
     if gauc and gauc.one_class_users:
         by_user += f" ({100 * gauc.one_class_share:.0f} % one-class users)"
     return f"NE {number(values.ne)} AUC {number(values.auc)}{by_user} cal {number(values.calibration, 2)}"
-
-
-def number(value: float | None, decimals: int = 3) -> str:
-    """.412, 1.01, –: no leading zero, a dash for what is not defined."""
-    known = finite(value)
-    if known is None:
-        return UNKNOWN
-    text = f"{known:.{decimals}f}"
-    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
-
-
-def rate(per_second: float) -> str:
-    """950, 1.9 k, 23 k, 1.2 M."""
-    for size, suffix in ((1e6, " M"), (1e3, " k")):
-        if per_second >= size * 0.9995:
-            scaled = per_second / size
-            return f"{scaled:.1f}{suffix}" if scaled < 9.95 else f"{scaled:.0f}{suffix}"
-    return f"{per_second:.0f}"
-
-
-def duration(seconds: float) -> str:
-    """40 s, 4 min, 3 h 10 min, 2 d 4 h."""
-    if seconds < 59.5:
-        return f"{max(0.0, seconds):.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h" if hours else f"{days} d"

@@ -13,7 +13,7 @@ from embeddings.health import TableFigures
 from trainer.checkpoint.folder import Location, name_of, spoken
 from trainer.config_sections import Telemetry as TelemetryConfig
 from trainer.run_dir import RunDir
-from trainer.telemetry import console, jsonl
+from trainer.telemetry import console, jsonl, updates
 from trainer.telemetry.goodput import Ended, Ledger
 from trainer.telemetry.jsonl import JsonLines
 from trainer.telemetry.prometheus import Prometheus
@@ -21,6 +21,7 @@ from trainer.telemetry.records import EvalRecord, TrainRecord
 from trainer.telemetry.system import Probe
 from trainer.telemetry.tables import TableWatch, worth_saying
 from trainer.telemetry.tensorboard import TensorBoard
+from trainer.telemetry.updates import Begun, Saved, Screen, Update
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Telemetry:
     quiet: files only, no console line and no endpoint. Console lines are log records of this module, so that they are
     in train.log as well. probe: of the machine's figures. ledger: of the run's time, where one is kept: rank 0 of a run
     that trains. endpoint: (host, port) of this rank's, None where there is none. ended: set it at the end of a run; one
-    that fails leaves it. Raises ConfigError: the port is taken.
+    that fails leaves it. screen: is told what its display shows. Raises ConfigError: the port is taken.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Telemetry:
         tasks: Sequence[str],
         quiet: bool = False,
         world_size: int = 1,
+        screen: Screen | None = None,
     ) -> None:
         self.probe = Probe(run_dir.path, of_job=rank == 0)
         self.ledger: Ledger | None = None
@@ -49,6 +51,7 @@ class Telemetry:
         self.ended: Ended = ""
         self._run_dir = run_dir
         self._quiet = quiet
+        self._screen = None if quiet else screen
         self._closing = ExitStack()
         self._prometheus: Prometheus | None = None
         self._lines: JsonLines | None = None
@@ -95,8 +98,13 @@ class Telemetry:
         if self._prometheus is not None:
             self._prometheus.stepped(step)
 
+    def begins(self, begun: Begun) -> None:
+        """Before the first step, on rank 0."""
+        self._show(begun)
+
     def train(self, record: TrainRecord) -> None:
         """At every log."""
+        self._show(updates.trained(record))
         steps, self._logged_step = record.step - self._logged_step, record.step
         seconds = max(0, steps) * record.step_seconds
         self._trained_seconds += seconds
@@ -117,6 +125,7 @@ class Telemetry:
         if self.ledger is not None:
             self.ledger.spent("evaluation", record.seconds or 0.0)
         self._evals[record.split] = record
+        self._show(updates.evaluated(record))
         if self._prometheus is not None:
             self._prometheus.eval(record)
         if self._board is not None:
@@ -139,6 +148,7 @@ class Telemetry:
         commit; stall_seconds: of these, training waited. checkpoint_kind: "full" or "delta"."""
         if self._prometheus is not None:
             self._prometheus.checkpoint(step, size, seconds, stall_seconds)
+        self._show(Saved(step, size, seconds))
         values = {"path": name_of(path), "bytes": size, "seconds": seconds}
         values |= {"stall_seconds": stall_seconds, "checkpoint_kind": checkpoint_kind}
         self._write("checkpoint", step, examples, values, "")
@@ -177,6 +187,10 @@ class Telemetry:
     def close(self) -> None:
         """Files are flushed, the endpoint's port is free. May be called twice."""
         self._closing.close()
+
+    def _show(self, update: Update) -> None:
+        if self._screen is not None:
+            self._screen.show(update)
 
     def _write(self, kind: str, step: int, examples: int, values: dict[str, Any], line: str) -> None:
         if self._lines is None:
