@@ -34,9 +34,8 @@ class Line:
 
     @property
     def key(self) -> tuple[int, str]:
-        """The same for what differs by the number of the rank alone."""
-        own = "|".join(map(str, self.ranks))
-        return self.level, re.sub(rf"\brank ({own})\b", "rank #", self.text)
+        """The same for what differs by numbers alone: of ranks, ports, rows."""
+        return self.level, re.sub(r"\d+", "#", self.text)
 
     def plain(self) -> str:
         """`warning: text`; of others `ranks 1–7: warning: text`."""

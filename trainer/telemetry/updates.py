@@ -118,7 +118,7 @@ class Screen(Protocol):
 
 def trained(record: TrainRecord) -> Trained:
     """What is shown of a log."""
-    system = getattr(record, "system", None)
+    system = record.system
     return Trained(
         step=record.step,
         rows=record.rows,
@@ -134,8 +134,8 @@ def trained(record: TrainRecord) -> Trained:
         tasks={task: Scores(v.ne, v.auc, v.calibration) for task, v in record.tasks.items()},
         bad_steps=record.bad_steps,
         quarantined_rows=record.quarantined_rows,
-        memory_bytes=getattr(system, "process_resident_bytes", None),
-        device_bytes=getattr(system, "device_memory_reserved_bytes", None),
+        memory_bytes=system.process_resident_bytes if system else None,
+        device_bytes=system.device_memory_reserved_bytes if system else None,
     )
 
 
