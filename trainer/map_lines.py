@@ -13,6 +13,8 @@ from trainer.runtime import Runtime
 log = logging.getLogger(__name__)
 
 MOST_LINES = 12
+MOST_NAMES = 6
+WORTH_SAYING = 0.01  # of a hash table's ids
 
 
 def log_maps(mapper: IdMapper, runtime: Runtime) -> None:
@@ -47,10 +49,14 @@ def map_lines(mapper: IdMapper, stats: dict[str, MapStats]) -> list[str]:
             f"ids of {name} ({spec.mapping}): {told.fill:.1%} of {told.rows:,} rows in use · {told.admissions:,} "
             f"admitted{evicted} · {told.unknown_rate:.1%} of a batch's unique ids unknown at last"
         )
-    for name in sorted(hashed, key=lambda name: -stats[name].collision_rate):
+    roomy = [name for name in hashed if stats[name].collision_rate < WORTH_SAYING]
+    for name in sorted(set(hashed) - set(roomy), key=lambda name: (-stats[name].collision_rate, name)):
         told = stats[name]
         lines.append(
             f"ids of {name} (hash): {told.collision_rate:.1%} of the ids share one of {mapper.specs[name].rows:,} rows "
             f"with another, as far as looked at ({told.sampled_ids:,} ids)"
         )
+    if roomy:
+        names = f"{', '.join(roomy[:MOST_NAMES])}{f' and {len(roomy) - MOST_NAMES} more' if roomy[MOST_NAMES:] else ''}"
+        lines.append(f"ids of {names} (hash): under {WORTH_SAYING:.0%} share a row with another, as far as looked at")
     return lines

@@ -36,6 +36,7 @@ class Relay:
         self._rank, self._host = rank, host
         self._lock = threading.Lock()
         self._waiting: list[Line] = []
+        self._on_the_way: list[Line] = []
         self._dropped = 0
         self._store: Any = None
         self._over = threading.Event()
@@ -73,7 +74,7 @@ class Relay:
         self._thread.join(LEAVING_SECONDS)
         with self._lock:
             self._store = None
-            for line in self._waiting:
+            for line in [*self._on_the_way, *self._waiting]:
                 print(line.plain(), file=sys.stderr, flush=True)
 
     def _run(self) -> None:
@@ -86,9 +87,10 @@ class Relay:
         with self._lock:
             lines, self._waiting = self._waiting, []
             dropped, self._dropped = self._dropped, 0
-        if dropped:
-            text = f"{dropped} more lines within {TURN_SECONDS:g} s were left out"
-            lines.append(Line(text, logging.WARNING, (self._rank,), self._host))
+            if dropped:
+                text = f"{dropped} more lines within {TURN_SECONDS:g} s were left out"
+                lines.append(Line(text, logging.WARNING, (self._rank,), self._host))
+            self._on_the_way = lines
         try:
             if lines:
                 said = [[line.text, line.level, self._rank, line.host] for line in lines]
@@ -98,6 +100,8 @@ class Relay:
         except RuntimeError:  # the store's host is gone
             for line in lines:
                 print(line.plain(), file=sys.stderr, flush=True)
+        with self._lock:
+            self._on_the_way = []
 
 
 class _Receiver:

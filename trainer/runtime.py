@@ -144,8 +144,7 @@ def start(timeout_seconds: float, threads: int, replicas: int = 1) -> Iterator[R
             checkpoint=dist.new_group(backend="gloo", timeout=max(timeout, CHECKPOINT_TIMEOUT)),
             reasons=(
                 f"device {device.type}, backend {backend}: {why}",
-                f"{torch.get_num_threads()} threads a worker"
-                + (" · deterministic algorithms: resume repeats to the bit" if device.type == "cpu" else ""),
+                *(("deterministic algorithms: resuming repeats to the bit",) if device.type == "cpu" else ()),
             ),
         )
         if started_here:

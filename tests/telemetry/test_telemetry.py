@@ -242,9 +242,20 @@ def test_the_closing_table_is_made_from_plain_values(tmp_path: Path) -> None:
     assert "train click .4100 .8731 .7419 1.012 1 000" in rows
     assert "buy .1000 – – – 10" in rows
     assert "dt=2026-11-21 click .4100 .8731 .7419 .7021 1.012 1 000" in rows
-    assert "train: before each update, since the last log · 2.0 k examples/s over the run" in rows
+    assert "train: before each update, over steps 101–200 · 2.0 k examples/s over the run" in rows
     assert "tokenformer evaluate --run runs/x" in rows
     assert any(row.startswith("run directory ") for row in rows)
+
+
+def test_the_closing_table_shows_no_window_that_the_end_cut_short(tmp_path: Path) -> None:
+    telemetry = Telemetry(RunDir(tmp_path), TelemetryConfig(prometheus=False, tensorboard=False), 0, ["click"])
+    for step in (20, 40, 42):
+        telemetry.train(replace(TRAIN, step=step, loss=step / 100))
+    result = telemetry.finish()
+    telemetry.close()
+    assert result["step"] == 42
+    assert result["train"]["loss"] == 0.4
+    assert result["train_steps"] == (21, 40)
 
 
 def test_the_closing_table_fits_80_columns_a_row_a_line() -> None:

@@ -136,7 +136,7 @@ class Checkpointer:
     def wait(self) -> list[Saved]:
         """Collective: nothing is in flight when this returns. What `poll` returns. Raises CheckpointError on every rank
         if it could not be written."""
-        self._settle()
+        self._settle("the run ends when it is there")
         return self.poll()
 
     def close(self) -> None:
@@ -252,13 +252,13 @@ class Checkpointer:
             return
         self._base, self._since_full, self._maps = path, since_full, maps
 
-    def _settle(self) -> float:
+    def _settle(self, what_waits: str = "training waits for it") -> float:
         """Waits for the one in flight; returns the seconds it took. Raises what its writing raised."""
         writing, self._in_flight = self._in_flight, None
         if writing is None:
             return 0.0
         if not writing.ended and self.is_async and self.rank == 0:
-            log.info("the checkpoint of step %d is still being written: training waits for it", writing.step)
+            log.info("the checkpoint of step %d is still being written: %s", writing.step, what_waits)
         seconds = writing.join()
         writing.stall_seconds += seconds
         self._done.append(writing.result())

@@ -35,7 +35,9 @@ def closing_table(result: Mapping[str, Any], commands: Sequence[str] = ()) -> Gr
         _add_rows(table, "train", result["train"]["tasks"])
         speed = result.get("examples_per_second")
         over = f" · {rate(speed)} examples/s over the run" if speed else ""
-        parts += [_line(f"train: before each update, since the last log{over}")]
+        first, last = result.get("train_steps") or (None, None)
+        steps = f"over steps {count(first)}–{count(last)}" if first and last else "since the last log"
+        parts += [_line(f"train: before each update, {steps}{over}")]
     for record in result.get("evals", ()):
         _add_rows(table, record["split"], record["tasks"])
         if record.get("collapse"):

@@ -21,9 +21,15 @@ from trainer.telemetry.records import EvalRecord, TrainRecord
 from trainer.telemetry.system import Probe
 from trainer.telemetry.tables import TableWatch, worth_saying
 from trainer.telemetry.tensorboard import TensorBoard
-from trainer.telemetry.updates import Begun, Saved, Screen, Update
+from trainer.telemetry.updates import Begun, Happened, Saved, Screen, Update
 
 log = logging.getLogger(__name__)
+# Events that a display shows, in words; what is wrong is a warning of the log, and shown as such.
+NEWS = {
+    "segment": "segment {segment} is done",
+    "early_stop": "stopped early: {metric} no longer improves",
+    "evaluation_put_off": "evaluations take long: the next one is at step {next_step}",
+}
 
 
 class Telemetry:
@@ -57,6 +63,8 @@ class Telemetry:
         self._lines: JsonLines | None = None
         self._board: TensorBoard | None = None
         self._last_train: TrainRecord | None = None
+        self._shown_train: TrainRecord | None = None  # of the newest window that is not much shorter than those before
+        self._shown_steps = (0, 0)  # it began after, it ended with
         self._tables: Mapping[str, TableFigures] = {}  # newest
         self._watch = TableWatch()
         self._evals: dict[str, EvalRecord] = {}
@@ -109,6 +117,8 @@ class Telemetry:
         seconds = max(0, steps) * record.step_seconds
         self._trained_seconds += seconds
         self._trained_examples += seconds * record.examples_per_second
+        if 2 * steps >= self._shown_steps[1] - self._shown_steps[0]:  # the end cuts the last window short
+            self._shown_train, self._shown_steps = record, (record.step - steps, record.step)
         self._last_train = record
         if record.tables:
             self._tables = record.tables
@@ -157,11 +167,13 @@ class Telemetry:
         """Anything else worth finding again: `{"kind": "event", "event": name, …}`. Values are JSON; names are few."""
         if self._prometheus is not None:
             self._prometheus.event(name)
+        if name in NEWS:
+            self._show(Happened(NEWS[name].format(step=step, **values)))
         self._write("event", step, examples, {"event": name, **values}, "")
 
     def finish(self) -> dict[str, Any]:
         """What the closing table shows, in plain values. examples_per_second: of this process's whole training time."""
-        train, run = self._last_train, self._run_dir
+        train, shown, run = self._last_train, self._shown_train, self._run_dir
         speed = self._trained_examples / self._trained_seconds if self._trained_seconds > 0 else None
         places = {
             "run directory": run.path,
@@ -173,7 +185,8 @@ class Telemetry:
             "step": train.step if train else None,
             "examples": train.examples if train else None,
             "examples_per_second": speed,
-            "train": jsonl.train_line(replace(train, tables={})) if train else None,
+            "train": jsonl.train_line(replace(shown, tables={})) if shown else None,
+            "train_steps": (self._shown_steps[0] + 1, self._shown_steps[1]) if shown else None,
             "tables": worth_saying(self._tables),
             "evals": [{"step": record.step, **jsonl.eval_line(record)} for record in self._evals.values()],
             "places": {what: str(where) for what, where in places.items() if where is not None},
