@@ -33,6 +33,7 @@ from trainer.stalls import Culprit, Report, Seen, judge, lost, shortened
 log = logging.getLogger(__name__)
 CADENCE_SECONDS = 1.0
 RANKS_A_SECOND = 64  # beyond so many ranks each speaks less often: every one hears every other
+STORE = -1  # among ranks that were named: the ranks' meeting place
 MISSED = 3.5  # reports of a rank that did not come, after which it is gone where an exchange has failed as well
 _BROKEN_EXCHANGE = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|timed out waiting|broken pipe|socket|process ?group", re.IGNORECASE
@@ -172,13 +173,15 @@ class Watchdog:
                 if is_sure and culprit.report.rank not in self._named:
                     self._name(culprit, ranks)
         self._suspects = {(culprit.report.rank, culprit.report.step) for culprit in culprits}
-        for rank in [rank for rank in self._named if rank not in names]:
+        for rank in [rank for rank in self._named if rank not in names and rank != STORE]:
             since = self._named.pop(rank)
             if rank in ranks and not ranks[rank].is_over:
                 log.warning("rank %d is moving again after %.0f s", rank, time.monotonic() - since)
         silent = self.store_is_silent()
-        if silent >= self._seconds and -1 not in self._named:
-            self._named[-1] = time.monotonic() - silent
+        if silent < self._seconds:
+            self._named.pop(STORE, None)
+        elif STORE not in self._named:  # said once, until it answers again
+            self._named[STORE] = time.monotonic() - silent
             log.warning("%s", _no_store(silent, self._heard.get(0)))
 
     def _name(self, culprit: Culprit, ranks: dict[int, Seen]) -> None:

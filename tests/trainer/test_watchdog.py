@@ -194,3 +194,20 @@ def test_a_beat_costs_less_than_a_microsecond() -> None:
 )
 def test_what_a_lost_peer_looks_like(error: Any, broken: bool) -> None:
     assert watchdog.is_broken_exchange(error) == broken
+
+
+def test_a_store_that_does_not_answer_is_named_once_until_it_answers() -> None:
+    said = Said()
+    watched = watchdog.Watchdog(Beats(), 0, 2, SECONDS, store=object())
+
+    def look(answered_before: float) -> int:
+        watched._answered = watched._looked = time.monotonic()
+        watched._answered -= answered_before
+        watched._beats.beat(1)
+        watched._look()
+        return len([line for line in said.lines if "has not answered" in line])
+
+    try:
+        assert [look(10), look(11), look(12), look(0), look(10)] == [1, 1, 1, 1, 2]
+    finally:
+        logging.getLogger("trainer.watchdog").removeHandler(said)

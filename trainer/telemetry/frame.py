@@ -107,7 +107,9 @@ def _figures(state: LiveState, now: float) -> list[Text]:
     trained = state.trained
     if trained is None:
         return checkpoint
-    loss = _labelled("loss", number(trained.loss)).append(f" {sparks(state.losses)}", "cyan")
+    loss = _labelled("loss", number(trained.loss))
+    if curve := sparks(state.losses):
+        loss.append(f" {curve}", "cyan")
     wait = _labelled("data wait", f"{100 * trained.wait_share:.0f} %")
     if trained.wait_share > HIGH_WAIT:
         wait.stylize("yellow")
