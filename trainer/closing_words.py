@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,8 +31,16 @@ def say_result(result: Mapping[str, Any] | None, run: str, stopped: bool = False
         click.echo(line)
 
 
+def _launcher(env: Mapping[str, str]) -> str:
+    """What a run is gone on with: as it was started."""
+    if "WORLD_SIZE" not in env or "RANK" not in env:
+        return "tokenformer"
+    here = env.get("LOCAL_WORLD_SIZE", env["WORLD_SIZE"])
+    return f"torchrun{' …' if here != env['WORLD_SIZE'] else ''} --nproc-per-node {here} -m trainer"
+
+
 def _next_commands(result: Mapping[str, Any], run: str, stopped: bool) -> list[str]:
-    resume = f"tokenformer train --config {run}/config.toml --run-dir {run} --resume auto"
+    resume = f"{_launcher(os.environ)} train --config {run}/config.toml --run-dir {run} --resume auto"
     if stopped:
         return [resume]
     if not result.get("train"):  # an evaluation

@@ -68,8 +68,9 @@ class Reporter:
         if self._runtime.is_first:
             self._progress = Progress(pass_, self._config.train.max_steps)
             self._progress.look(state)
-            batch = self._config.data.global_batch
-            self._telemetry.begins(Begun(state.step, state.rows, self._progress.batches_left(state), batch))
+            left, batch = self._progress.batches_left(state), self._config.data.global_batch
+            names = tuple(segment.name for segment in pass_.segments)
+            self._telemetry.begins(Begun(state.step, state.rows, left, batch, names, pass_.epochs))
         if self._telemetry.ledger is not None:
             self._telemetry.ledger.begin(state.step, state.examples)
         self._clock.take()

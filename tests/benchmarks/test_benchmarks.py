@@ -25,6 +25,7 @@ KEYS = {
     },
     "plan": {"serial_over_parallel", "sixteen_threads_over_parallel", "plan_seconds", "peak_mb"},
     "recording": {"over_unrecorded"},
+    "display": {"step_with_over_without", "share_of_a_core"},
     "embeddings": {
         "over_nn_embedding_sparse",
         "over_nn_embedding_dense",

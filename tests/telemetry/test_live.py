@@ -16,6 +16,7 @@ from tests.telemetry.terminal import Terminal
 from trainer import logs
 from trainer.lines import HOLD_SECONDS, Folding, Line, spoken_ranks
 from trainer.telemetry import screen as screens
+from trainer.telemetry.console import begin_line
 from trainer.telemetry.drawing import Drawing
 from trainer.telemetry.frame import Frame, sparks
 from trainer.telemetry.live_state import LiveState
@@ -311,3 +312,12 @@ def test_where_none_can_be_drawn_it_is_said(capsys: pytest.CaptureFixture[str]) 
     assert "no live display: the error output is no terminal" in said
     assert "\x1b" not in said
     assert os.environ.get("TERM") is None or said.count("\n") == 1
+
+
+def test_a_run_says_what_it_is_about_to_train() -> None:
+    days = ("2026-11-13", "2026-11-14", "2026-11-15")
+    assert begin_line(Begun(0, 0, 102, 32, days[:1])) == "to train: steps 1–102, of 32 rows each · segment 2026-11-13"
+    assert begin_line(Begun(100, 3_200, 5, 32, days, 2)) == (
+        "to train: steps 101–105, of 32 rows each · segments 2026-11-13 … 2026-11-15 (3), 2 epochs"
+    )
+    assert begin_line(Begun(102, 3_264, 0, 32, days)) == "nothing is left to train after step 102"

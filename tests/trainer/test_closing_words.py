@@ -32,6 +32,15 @@ def test_what_to_try_next(capsys: pytest.CaptureFixture[str]) -> None:
     assert "try next:" not in _said(capsys, EVALUATED)
 
 
+def test_a_run_of_torchrun_goes_on_with_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    resume = "-m trainer train --config runs/x/config.toml --run-dir runs/x --resume auto"
+    assert f"torchrun --nproc-per-node 4 {resume}" in _said(capsys, TRAINED, stopped=True)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert f"torchrun … --nproc-per-node 4 {resume}" in _said(capsys, TRAINED, stopped=True)
+
+
 def test_evaluating_a_run_without_evaluation_segments_is_an_error(tmp_path: Path) -> None:
     pq.write_table(pa.table({"user_id": [1]}), tmp_path / "rows.parquet")
     run = tmp_path / "run"

@@ -12,9 +12,21 @@ if TYPE_CHECKING:  # they import torch, and the command says its last words with
     from trainer.metrics.exact import Gauc
     from trainer.metrics.values import TaskValues
     from trainer.telemetry.records import EvalRecord, TrainRecord
+    from trainer.telemetry.updates import Begun
 
-__all__ = ["UNKNOWN", "collapse_line", "duration", "eval_line", "number", "rate", "train_line"]
+__all__ = ["UNKNOWN", "begin_line", "collapse_line", "duration", "eval_line", "number", "rate", "train_line"]
 WORTH_SAYING = 0.05  # of a step
+
+
+def begin_line(begun: Begun) -> str:
+    """`to train: steps 1–102, of 32 rows each · segments 2026-11-13 … 2026-11-14 (2), 3 epochs`"""
+    if not begun.steps_left:
+        return f"nothing is left to train after step {begun.step}"
+    names = begun.segments
+    span = f"{names[0]} … {names[-1]} ({len(names)})" if len(names) > 1 else "".join(names)
+    epochs = f", {begun.epochs} epochs" if begun.epochs > 1 else ""
+    steps = f"steps {begun.step + 1}–{begun.step + begun.steps_left}, of {begun.rows_a_step} rows each"
+    return f"to train: {steps} · segment{'s' if len(names) > 1 else ''} {span}{epochs}"
 
 
 def train_line(record: TrainRecord) -> str:

@@ -109,6 +109,8 @@ class Telemetry:
     def begins(self, begun: Begun) -> None:
         """Before the first step, on rank 0."""
         self._show(begun)
+        if not self._quiet:
+            log.info("%s", console.begin_line(begun))
 
     def train(self, record: TrainRecord) -> None:
         """At every log."""

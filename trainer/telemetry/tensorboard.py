@@ -27,7 +27,9 @@ CURVES = (
     "ready_windows",
     "data_lag_seconds",
     "price_per_billion_examples",
+    "loss_spikes",
 )
+FLUSH_SECONDS = 10  # whoever looks while a run trains sees what the terminal shows
 TABLE_CURVES = ("hottest_share", "unknown_rate", "collision_rate", "fill", "row_norm_max")
 
 
@@ -62,6 +64,9 @@ class TensorBoard:
             self._task(f"eval/{record.split}/{task}", values, record.step)
             if task in record.gauc:
                 self._add(f"eval/{record.split}/{task}/gauc", record.gauc[task].value, record.step)
+        for kind, spectra in record.collapse.spectra.items() if record.collapse is not None else ():
+            for layer, spectrum in enumerate(spectra):
+                self._add(f"collapse/effective_rank/{kind}/{layer}", spectrum.effective_rank, record.step)
 
     def rewind(self, step: int) -> None:
         """After a resume at `step`: what came later is hidden."""
@@ -100,4 +105,4 @@ class TensorBoard:
 def _writer(path: Path, purge_step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - a second of imports, for rank 0 alone
 
-    return SummaryWriter(log_dir=str(path), purge_step=purge_step)
+    return SummaryWriter(log_dir=str(path), purge_step=purge_step, flush_secs=FLUSH_SECONDS)

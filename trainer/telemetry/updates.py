@@ -31,12 +31,14 @@ class Phase:
 @dataclass(frozen=True)
 class Begun:
     """Training begins after `step`. steps_left: to the end of the data or max_steps, as far as is known. rows_a_step:
-    request rows of a global batch."""
+    request rows of a global batch. segments, epochs: of the run."""
 
     step: int
     rows: int
     steps_left: int
     rows_a_step: int
+    segments: tuple[str, ...] = ()
+    epochs: int = 1
 
 
 @dataclass(frozen=True)
