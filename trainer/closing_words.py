@@ -27,8 +27,8 @@ def say_result(result: Mapping[str, Any] | None, run: str, stopped: bool = False
     if not console.is_terminal:  # a log file has room for the whole table
         console.width = max(console.width, WIDE)
     console.print(closing_table(result, commands), crop=False)  # paths and commands may be longer than a screen
-    for line in result.get("ended", ()):
-        click.echo(line)
+    if "ended" in result:
+        click.echo(f"\n{result['ended']}")
 
 
 def _launcher(env: Mapping[str, str]) -> str:

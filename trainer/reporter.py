@@ -16,6 +16,8 @@ from trainer.config import Config
 from trainer.dense_optim import DenseOptimizer
 from trainer.feed import Feed
 from trainer.gate import GradientGate
+from trainer.guards import Guards
+from trainer.metrics.slices import SliceScope
 from trainer.metrics.streaming import GlobalMetrics, TaskMetrics
 from trainer.progress import Progress
 from trainer.rank_sums import RankSums, own_seconds
@@ -24,10 +26,11 @@ from trainer.runtime import Runtime
 from trainer.step_split import StepClock, split
 from trainer.step_work import StepWork
 from trainer.table_health import TableHealth
-from trainer.telemetry.jsonl import task_values
+from trainer.telemetry.jsonl import slice_values, task_values
 from trainer.telemetry.records import TrainRecord
 from trainer.telemetry.telemetry import Telemetry
 from trainer.telemetry.updates import Begun
+from trainer.train_slices import SliceReport
 from trainer.train_state import TrainState
 
 
@@ -48,10 +51,13 @@ class Reporter:
         clock: StepClock,
         health: TableHealth | None = None,
         work: StepWork | None = None,
+        slices: SliceReport | None = None,
+        guards: Guards | None = None,
     ) -> None:
         self._config, self._runtime, self._telemetry = config, runtime, telemetry
         self._checkpointer, self._optimizer, self._gate = checkpointer, optimizer, gate
         self._clock, self._health, self._work = clock, health, work
+        self._slices, self._guards = slices, guards
         self._metrics = TaskMetrics(tuple(config.schema.tasks), runtime.device)
         self._ranks = RankSums(runtime)
         self._progress: Progress | None = None  # rank 0's
@@ -65,6 +71,8 @@ class Reporter:
         """Before the first step. Collective."""
         self._segment = state.position.name if state.position else ""
         self._ranks.meet()
+        if self._slices is not None:
+            self._slices.start(pass_.segments)
         if self._runtime.is_first:
             self._progress = Progress(pass_, self._config.train.max_steps)
             self._progress.look(state)
@@ -89,6 +97,8 @@ class Reporter:
         self._segment, self._segment_told = segment, False
         # Sums stay on the device until they are reported: nothing here waits for it.
         self._metrics.update(outputs.probabilities_SK, outputs.labels_SK, outputs.weights_SK)
+        if self._slices is not None:
+            self._slices.after_step(outputs)
         if self._gate.applies:  # a bad step's loss is counted as a bad step, not averaged; one without labels has none
             self._loss += outputs.loss.detach().double()
             self._good_steps += 1
@@ -138,14 +148,18 @@ class Reporter:
 
     def metrics_state(self) -> dict[str, Any]:
         """Collective: what a checkpoint keeps."""
-        return self._metrics.reduced(self._runtime.control).state() | {"segment_told": self._segment_told}
+        slices = {} if self._slices is None else {"slices": self._slices.state()}
+        return self._metrics.reduced(self._runtime.control).state() | {"segment_told": self._segment_told} | slices
 
     def restore(self, metrics: Any, new_data: bool = False) -> None:
         """The inverse, under any world size. new_data: what comes next begins a segment."""
         self._metrics.load(metrics, self._runtime.rank)
         self._segment_told = metrics.get("segment_told", False)
+        if self._slices is not None:
+            self._slices.restore(metrics.get("slices"))
         if new_data:
             self._metrics.reset("segment")
+            self._reset_slices("segment")
 
     def _begin_window(self, state: TrainState, now: float) -> None:
         self._first, self._started = state, now
@@ -154,6 +168,7 @@ class Reporter:
         self._good_steps = 0
         self._bad_before = self._gate.bad_steps
         self._metrics.reset("window")
+        self._reset_slices("window")
 
     def _report(self, state: TrainState, feed: Feed) -> None:
         now = time.perf_counter()  # what reporting takes is of the next window
@@ -182,10 +197,24 @@ class Reporter:
                 slowest=ranks.slowest,
                 median_rank_seconds=ranks.median_seconds,
                 **self._goodput(state, seconds, feed.wait_seconds),
+                **self._watched(),
             )
         )
         feed.wait_seconds = 0.0
         self._begin_window(state, now)
+
+    def _watched(self) -> dict[str, Any]:
+        """Fields of the record: figures per slice, and what the guards saw. Collective."""
+        found: dict[str, Any] = {}
+        if self._slices is not None:
+            found |= {"slice_by": self._slices.field, "slices": self._slices.reduced().values("window")}
+        if self._guards is not None:
+            found |= {"loss_spikes": self._guards.spikes, "stale_evaluations": self._guards.stale_evaluations}
+        return found
+
+    def _reset_slices(self, scope: SliceScope) -> None:
+        if self._slices is not None:
+            self._slices.reset(scope)
 
     def _record(
         self, state: TrainState, seconds: float, feed: Feed, parts: dict[str, float], reduced: GlobalMetrics
@@ -248,5 +277,9 @@ class Reporter:
         self._segment_told = True
         values = self._metrics.reduced(self._runtime.control).values("segment")
         self._metrics.reset("segment")
-        tasks = {task: task_values(of_task) for task, of_task in values.items()}
-        self._telemetry.event("segment", state.step, state.examples, segment=self._segment, tasks=tasks)
+        told: dict[str, Any] = {"tasks": {task: task_values(of_task) for task, of_task in values.items()}}
+        if self._slices is not None:
+            of_slices = slice_values(self._slices.reduced().values("segment"))
+            self._slices.reset("segment")
+            told["slices"] = {"by": self._slices.field, "values": of_slices}
+        self._telemetry.event("segment", state.step, state.examples, segment=self._segment, **told)

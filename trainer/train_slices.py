@@ -16,19 +16,20 @@ import torch.distributed as dist
 from pipelines.arrow_arrays import list_parts, one_array
 from pipelines.batch import Batch, Int64
 from pipelines.errors import DataError
-from pipelines.hashing import ids_of
+from pipelines.hashing import ids_of, permutation
 from pipelines.schema import Column, Schema
 from pipelines.segments import Segment
 from pipelines.storage import open_file
 from trainer.config_sections import Telemetry
 from trainer.guards.kept import Lists
-from trainer.metrics.slices import GlobalSlices, SliceMetrics
+from trainer.metrics.slices import GlobalSlices, SliceMetrics, SliceScope
 from trainer.recommender import Outputs
 from trainer.runtime import Runtime
 from trainer.slice_check import MOST
 from trainer.wanted import OTHER
 
-LOOKED_AT = 8  # row groups, one a file, spread over the files, for the most frequent values
+# For the most frequent values: so many files, spread over all of them, and of each row groups until so many rows.
+MOST_FILES, MOST_ROWS = 8, 1 << 15
 Value = str | int
 
 
@@ -74,30 +75,41 @@ def find_slices(schema: Schema, telemetry: Telemetry, segments: Sequence[Segment
 
 
 def _counted(field: str, column: Column, files: Sequence[str]) -> Counter[Value]:
-    """Values of one row group of each of some files; nulls left out."""
+    """Values of some rows of some files; nulls left out."""
     found: Counter[Value] = Counter()
-    chosen = {len(files) * place // LOOKED_AT for place in range(LOOKED_AT)} if files else set()
+    chosen = {len(files) * place // MOST_FILES for place in range(MOST_FILES)} if files else set()
     for file in (files[index] for index in sorted(chosen)):
         try:
-            with open_file(file) as handle:
-                parquet = pq.ParquetFile(handle)
-                if field not in parquet.schema_arrow.names or not parquet.num_row_groups:
-                    continue  # older files may lack it
-                array = one_array(parquet.read_row_group(0, columns=[field]).column(0))
+            arrays = _sampled(file, field)
         except (OSError, pa.ArrowException) as error:
             raise DataError(
                 f"'{file}' cannot be read ({error}) → telemetry.slice_by counts values there → mend it"
             ) from error
-        if column.group:
-            array, _ = list_parts(array)
-        if column.kind == "bucket":
-            numbers = array.cast(pa.float64()).drop_null().to_numpy(zero_copy_only=False)
-            buckets = np.searchsorted(np.array(column.boundaries), numbers[~np.isnan(numbers)], side="right")
-            found.update(dict(zip(*(part.tolist() for part in np.unique(buckets, return_counts=True)), strict=True)))
-            continue
-        counts = one_array(array).drop_null().value_counts()
-        found.update(dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)))
+        for array in arrays:
+            found.update(_values(list_parts(array)[0] if column.group else array, column))
     return found
+
+
+def _sampled(file: str, field: str) -> list[pa.Array]:
+    """The column's row groups, in a mixed order, until there are rows enough; none where the file lacks it."""
+    arrays: list[pa.Array] = []
+    with open_file(file) as handle:
+        parquet = pq.ParquetFile(handle)
+        if field not in parquet.schema_arrow.names:
+            return arrays
+        for group in permutation(parquet.num_row_groups, 0).tolist():
+            arrays.append(one_array(parquet.read_row_group(group, columns=[field]).column(0)))
+            if sum(map(len, arrays)) >= MOST_ROWS:
+                break
+    return arrays
+
+
+def _values(array: pa.Array, column: Column) -> Counter[Value]:
+    if column.kind == "bucket":
+        numbers = array.cast(pa.float64()).drop_null().to_numpy(zero_copy_only=False)
+        return Counter(np.searchsorted(column.boundaries, numbers[~np.isnan(numbers)], side="right").tolist())
+    counts = one_array(array).drop_null().value_counts()
+    return Counter(dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)))
 
 
 def _bucket_name(column: Column, bucket: int) -> str:
@@ -140,6 +152,16 @@ class SliceReport:
         slice_S = torch.from_numpy(self._slices.of_examples(outputs.host, self._schema, self._lists))
         slice_S = slice_S.to(outputs.labels_SK.device, non_blocking=True)
         self.metrics.update(slice_S, outputs.probabilities_SK, outputs.labels_SK, outputs.weights_SK)
+
+    @property
+    def field(self) -> str:
+        """What the slices are of."""
+        return self._telemetry.slice_by
+
+    def reset(self, scope: SliceScope) -> None:
+        """See SliceMetrics; nothing before the start."""
+        if self.metrics is not None:
+            self.metrics.reset(scope)
 
     def reduced(self) -> GlobalSlices:
         """Collective."""

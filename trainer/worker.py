@@ -56,6 +56,7 @@ from trainer.step_work import StepWork
 from trainer.table_health import TableHealth
 from trainer.telemetry.telemetry import Telemetry
 from trainer.telemetry.updates import Phase
+from trainer.train_slices import SliceReport
 from trainer.wanted import Wanted
 from trainer.watchdog import watching
 
@@ -156,7 +157,7 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
             if segments.eval and not trainer.stopped_early and not trainer.has_just_evaluated_all:
                 evaluator(assembly.model, state)
             runtime.beats.beat(state.step, "ending")
-            result = telemetry.finish() | how_it_ended(trainer.ending, run_dir, config)
+            result = how_it_ended(telemetry.finish(), trainer.ending, run_dir, config)
             telemetry.ended = "stopped" if trainer.stopped_early else "reached"
             withdraw(run_dir, telemetry, runtime, linger=not trainer.stopped_early)
             return result
@@ -282,6 +283,8 @@ def _join(
     )
     every = config.telemetry.tables_every
     health = TableHealth(every, assembly, runtime) if every else None
+    slices = SliceReport(config.schema, config.telemetry, runtime) if config.telemetry.slice_by else None
+    guards = Guards(config, runtime, assembly.gate, telemetry, run_dir, pass_)
     reporter = Reporter(
         config,
         runtime,
@@ -292,6 +295,8 @@ def _join(
         assembly.clock,
         health,
         StepWork(assembly.layout.spec, config.model),
+        slices,
+        guards,
     )
 
     def wants() -> tuple[bool, bool]:
@@ -302,7 +307,6 @@ def _join(
     evaluator = Evaluator(
         config, held_out, assembly.mapper, runtime, evaluation, telemetry, cache, quarantine, cost, assembly.blocks
     )
-    guards = Guards(config, runtime, assembly.gate, telemetry, run_dir, pass_)
     trainer = Trainer(
         config,
         assembly,

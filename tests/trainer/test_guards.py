@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from tests.distributed.ranks import run_ranks
 from tests.pipelines.rows import make_data, make_rows, make_schema, write_rows, write_segments
 from tests.trainer.runs import Run, differing, newest_state, saved_tensors, tiny_config, train_runs
 from trainer.config_check import contradictions
-from trainer.config_sections import Checkpoint, Train
+from trainer.config_sections import Checkpoint, Telemetry, Train
 from trainer.guards.pace import Pace
 from trainer.guards.patience import Patience
 from trainer.guards.spikes import SpikeDetector
+from trainer.train_slices import find_slices
 
-LOUD = 140  # the one row that is clicked on, where the model has learnt that none is
+LOUD, LOUD_STEP, ROWS = 140, 29, 165  # the one row that is clicked on, where the model has learnt that none is
 SPIKES = {"spike_sigmas": 4.0, "spike_window": 16, "log_every": 4}
+SLICED: dict[str, Any] = {"telemetry": {"slice_by": "user_id"}}
 EARLY: dict[str, Any] = {
     "train": {"eval_every": 1, "eval_rows": 5, "stop_after": 2, "stop_min_delta": 10.0},
     "checkpoint": {"every_steps": 1, "keep": 1, "keep_best": 1, "every_minutes": 0.0},
@@ -53,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(folder: Path) -> dict[str, list[Any]]:
     """{run: of each rank, what came of it}. One group of processes per world size."""
     days = write_segments(folder / "rows" / "days", {"0": [23, 17], "1": [31, 29]})
-    loud = make_rows(200, seed=3)
+    loud = make_rows(ROWS, seed=3)
     for number, row in enumerate(loud):
         row["click"] = [int(number == LOUD)] * len(row["item"])
     write_rows(folder / "rows" / "loud" / "dt=0" / "part-0.parquet", loud)
@@ -67,6 +70,7 @@ def results(folder: Path) -> dict[str, list[Any]]:
         return name, Run(tiny_config(rows, **sections), folder / name, resume)
 
     held = {"data": {"segments": "0", "eval_segments": "1"}}
+    best = {"keep_best": 1, "keep": 1}
     cut = EARLY | {"train": EARLY["train"] | {"max_steps": 2}}
     stop = {"train": {"on_nonfinite": "stop"}}
     named = [
@@ -74,17 +78,17 @@ def results(folder: Path) -> dict[str, list[Any]]:
         run("early, cut", days, **held, **cut),
         run("early, cut", days, "must", **held, **EARLY),
         run("early", days, "must", **held, **EARLY),
-        run("shared", days, **held, train={"eval_every": 1, "eval_share": 1e-4}),
-        run("scored at end", days, **held, checkpoint={"keep_best": 1, "keep": 1, "every_steps": 3}),
-        run("loud", folder / "rows" / "loud", train=SPIKES),
+        run("shared", days, **held, train={"eval_every": 1, "eval_share": 1e-4}, checkpoint=best),
+        run("loud", folder / "rows" / "loud", train=SPIKES, **SLICED),
+        run("good", folder / "rows" / "spoilt", data={"segments": "0"}),
         run("stop", folder / "rows" / "spoilt", **stop),
         run("stop", folder / "rows" / "spoilt", "must", **stop),
     ]
     alone = [
-        run("loud, alone", folder / "rows" / "loud", train=SPIKES),
+        run("loud, alone", folder / "rows" / "loud", train=SPIKES, **SLICED),
         run("loud, unwatched", folder / "rows" / "loud", train=SPIKES | {"spike_sigmas": 0.0}),
-        run("good", folder / "rows" / "spoilt", data={"segments": "0"}),
-        run("stop, alone", folder / "rows" / "spoilt", **stop),
+        run("loud, cut", folder / "rows" / "loud", train=SPIKES | {"max_steps": LOUD_STEP}, **SLICED),
+        run("loud, cut", folder / "rows" / "loud", "must", train=SPIKES, **SLICED),
         run("too many", folder / "rows" / "spoilt", train={"max_bad_steps": 2}),
     ]
     found: dict[str, list[Any]] = {}
@@ -92,12 +96,6 @@ def results(folder: Path) -> dict[str, list[Any]]:
         by_rank = run_ranks(_runs_and_errors, world_size, [run for _, run in of_size], timeout=150)
         for (name, _), outcomes in zip(of_size, zip(*by_rank, strict=True), strict=True):
             found.setdefault(name, []).append(outcomes)
-    step = _events(folder / "loud, alone", "loss_spike")[0]["step"]
-    cut_at_spike = [
-        run("loud, cut", folder / "rows" / "loud", train=SPIKES | {"max_steps": step}),
-        run("loud, cut", folder / "rows" / "loud", "must", train=SPIKES),
-    ]
-    run_ranks(_runs_and_errors, 1, [run for _, run in cut_at_spike], timeout=150)
     return found
 
 
@@ -128,8 +126,8 @@ def test_a_run_without_improvement_stops_early_and_says_which_checkpoint_is_best
     assert [line["step"] for line in under_way] == [1, 2, 3]
     best = min(under_way, key=lambda line: line["tasks"]["click"]["ne"])
     assert (event["step"], event["evaluations"], event["best_step"]) == (3, 2, best["step"])
-    assert first["ended"][0].startswith("stopped early at step 3: click.ne has not improved in 2 evaluations")
-    assert f"step_{best['step']:08d}" in first["ended"][1]
+    assert first["ended"].startswith("stopped early at step 3: click.ne has not improved in 2 evaluations")
+    assert f"step_{best['step']:08d} (click.ne " in first["places"]["best checkpoint"]
     assert set(_scores(folder / "early")) == {"step_00000003", f"step_{best['step']:08d}"}
     assert again["ended"] == first["ended"], "a run that has stopped stays stopped"
 
@@ -153,31 +151,29 @@ def test_an_evaluation_that_would_take_too_much_of_the_time_is_put_off(
 
 
 def test_the_evaluation_at_the_end_scores_the_last_checkpoint(folder: Path, results: dict[str, list[Any]]) -> None:
-    scores = _scores(folder / "scored at end")
-    [line] = _lines(folder / "scored at end", "eval")
-    assert list(scores) == ["step_00000008"]
-    assert scores["step_00000008"]["click.ne"] == line["tasks"]["click"]["ne"]
+    scores = _scores(folder / "shared")
+    last = _lines(folder / "shared", "eval")[-1]
+    assert scores["step_00000008"]["click.ne"] == last["tasks"]["click"]["ne"]
+    [result] = [outcomes[0] for outcomes in results["shared"]]
+    best = min(scores, key=lambda name: scores[name]["click.ne"])
+    assert f"{best} (click.ne " in result["places"]["best checkpoint"]
 
 
-@pytest.mark.parametrize("run", ["stop", "stop, alone"])
 def test_a_bad_step_ends_the_run_with_a_line_and_the_last_good_model(
-    folder: Path, results: dict[str, list[Any]], run: str
+    folder: Path, results: dict[str, list[Any]]
 ) -> None:
     """On every rank the same line; a resumed run goes on behind the batch, to the next one."""
-    lines = results[run][0]
+    lines, again = results["stop"]
     assert len(set(lines)) == 1
     assert lines[0].startswith("step 4: ")
     assert "not finite" in lines[0]
     assert "train.on_nonfinite = 'stop'" in lines[0]
     assert "part-0.parquet rows " in lines[0]
-    good = saved_tensors(folder / "good")
-    stopped = newest_state(folder / run)
-    assert stopped.bad_steps == (2 if run == "stop" else 1)
-    after, tolerance = saved_tensors(folder / run), 0.0 if "alone" in run else 2e-5
-    assert [name for name in differing(good, after, tolerance) if not name.startswith("id_maps/")] == []
-    if run == "stop":
-        assert results[run][1][0].startswith("step 5: ")
-    kept = folder / run / "spikes" / "step_00000004"
+    assert again[0].startswith("step 5: ")
+    assert newest_state(folder / "stop").bad_steps == 2
+    good, after = (saved_tensors(folder / name) for name in ("good", "stop"))
+    assert [name for name in differing(good, after) if not name.startswith("id_maps/")] == []
+    kept = folder / "stop" / "spikes" / "step_00000004"
     assert json.loads((kept / "why.json").read_text())["kind"] == "nonfinite"
     rows = duckdb.sql(f"select distinct row from '{kept}/step_00000004.*.parquet'").fetchall()
     assert 1 <= len(rows) <= 5
@@ -191,6 +187,7 @@ def test_so_many_bad_steps_in_a_row_end_the_run(folder: Path, results: dict[str,
 
 def test_a_spike_is_told_and_its_batches_lead_back_to_the_rows(folder: Path, results: dict[str, list[Any]]) -> None:
     [event] = _events(folder / "loud", "loss_spike")
+    assert event["step"] == LOUD_STEP
     assert event["loss"] > event["median"] + 4 * event["sigma"]
     place, step = folder / "loud" / "spikes" / event["folder"], event["step"]
     assert json.loads((place / "why.json").read_text())["step"] == step
@@ -225,6 +222,47 @@ def test_ranks_see_the_same_spike_and_a_resumed_run_keeps_the_same_batches(
 def test_watching_changes_no_weight(folder: Path, results: dict[str, list[Any]]) -> None:
     assert differing(saved_tensors(folder / "loud, alone"), saved_tensors(folder / "loud, unwatched")) == []
     assert not (folder / "loud, unwatched" / "spikes").exists()
+
+
+def test_figures_per_slice_are_the_same_however_the_run_was_made(folder: Path, results: dict[str, list[Any]]) -> None:
+    """One string field, whose values the run finds; counted against the rows as they were written."""
+    alone, cut, two = (_events(folder / name, "segment")[0] for name in ("loud, alone", "loud, cut", "loud"))
+    assert alone["slices"] == cut["slices"]
+    assert alone["slices"]["by"] == "user_id"
+    found = alone["slices"]["values"]
+    counts: dict[str, int] = {}
+    for row in make_rows(ROWS, seed=3):
+        counts[row["user_id"]] = counts.get(row["user_id"], 0) + sum(weight is not None for weight in row["ips"])
+    assert {user: of["click"]["examples"] for user, of in found.items()} == counts
+    assert sum(of["order"]["examples"] for of in found.values()) == alone["tasks"]["order"]["examples"]
+    for user, of in two["slices"]["values"].items():
+        assert of["click"]["examples"] == found[user]["click"]["examples"]
+        assert of["click"]["loss"] == pytest.approx(found[user]["click"]["loss"], rel=1e-3)
+    lines = [line for line in _lines(folder / "loud", "train") if line["slices"]["values"]]
+    assert all(
+        sum(of["click"]["examples"] for of in line["slices"]["values"].values()) == line["tasks"]["click"]["examples"]
+        for line in lines
+    )
+
+
+def test_slices_that_cannot_be_are_refused_and_the_most_frequent_are_found(tmp_path: Path) -> None:
+    schema = make_schema()
+
+    def problems(**keys: Any) -> list[str]:
+        return contradictions({"schema": schema, "telemetry": Telemetry(**keys)})
+
+    assert problems(slice_by="age") == problems(slice_by="item", slice_values=(3, 4)) == []
+    assert "one of: user_id, age, slot, late, item" in problems(slice_by="v_item")[0]
+    assert "at most 19" in problems(slice_by="item", slice_values=tuple(range(20)))[0]
+    assert "its buckets" in problems(slice_by="age", slice_values=(3,))[0]
+    assert "without telemetry.slice_by" in problems(slice_values=(3,))[0]
+    rows = make_rows(300, seed=5)
+    write_rows(tmp_path / "dt=0" / "part-0.parquet", rows, row_group_rows=300)
+    segments = find_segments(make_data(tmp_path, segments="..")).train
+    items = Counter(item for row in rows for item in row["item"])
+    found = find_slices(schema, Telemetry(slice_by="item"), segments)
+    assert list(found.names) == [str(n) for n, _ in sorted(items.items(), key=lambda i: (-i[1], str(i[0])))][:19]
+    assert set(find_slices(schema, Telemetry(slice_by="age"), segments).names) == {"< 18", "18 – 30", "≥ 50"}
 
 
 def test_the_sample_is_fair_and_the_same_each_time(tmp_path: Path) -> None:

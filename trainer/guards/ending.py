@@ -22,15 +22,15 @@ class Ending:
     error: NonFiniteError | None = None
 
 
-def how_it_ended(ending: Ending | None, run_dir: RunDir, config: Config) -> dict[str, Any]:
-    """For the closing words: `ended`, a line each; what there is to say. Reads the COMMIT files."""
-    lines = [] if ending is None else [ending.words]
+def how_it_ended(result: dict[str, Any], ending: Ending | None, run_dir: RunDir, config: Config) -> dict[str, Any]:
+    """result, of Telemetry.finish, with what the closing words say of this: `ended`, and among the places the best
+    checkpoint, where one is kept. Reads the COMMIT files."""
     if config.checkpoint.keep_best:
-        lines += _best_line(run_dir, config)
-    return {"ended": lines} if lines else {}
+        result["places"] |= _best_place(run_dir, config)
+    return result if ending is None else result | {"ended": ending.words}
 
 
-def _best_line(run_dir: RunDir, config: Config) -> list[str]:
+def _best_place(run_dir: RunDir, config: Config) -> dict[str, str]:
     commits: dict[str, Commit] = {}
     places = {}
     for found in run_dir.step_dirs():
@@ -41,6 +41,8 @@ def _best_line(run_dir: RunDir, config: Config) -> list[str]:
                 continue
             places[found.name] = spoken(found.path)
     task = next(iter(config.schema.tasks), "")
-    best = best_first(commits, config.checkpoint, task)[:1]
+    best = next(iter(best_first(commits, config.checkpoint, task)), None)
+    if best is None:
+        return {}
     metric, _ = best_metric(config.checkpoint, task)
-    return [f"best checkpoint: {places[name]} ({metric} {commits[name].scores[metric]:.6g})" for name in best]
+    return {"best checkpoint": f"{places[best]} ({metric} {commits[best].scores[metric]:.6g})"}

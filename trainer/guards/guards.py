@@ -87,6 +87,11 @@ class Guards:
         self._appoint(state, seconds, step_seconds)
         self._stop_if_over(state)
 
+    @property
+    def stale_evaluations(self) -> int | None:
+        """Since the last improvement; None where none are made under way."""
+        return self._patience.stale if self._train.eval_every else None
+
     def start(self, state: TrainState) -> None:
         """Before the first step: a run that had stopped early is still over, unless it is given more patience."""
         self._stop_if_over(state, again=True)
@@ -182,7 +187,7 @@ class Guards:
                 spike.loss,
                 spike.height,
                 spike.median,
-                f" → its batch and its neighbours are in {folder} (docs/guards.md)" if folder else "",
+                f" → see spikes/{folder.name} of the run directory (docs/guards.md)" if folder else "",
             )
         self._telemetry.event("loss_spike", state.step, state.examples, **why, folder=folder.name if folder else None)
 
