@@ -70,6 +70,7 @@ KEYS = {
     },
     "health": {"health_cost_share"},
     "step_split": {"split_cost_share"},
+    "guards": {"guards_share", "slices_share"},
     "id_maps": {"managed_over_vocabulary", "vocabulary_over_dict", "managed_seconds_per_million"},
     "tower": {
         "candidates_over_plain",
@@ -116,6 +117,7 @@ KEYS = {
         pytest.param("checkpoint", marks=pytest.mark.slow),
         pytest.param("health", marks=pytest.mark.slow),
         pytest.param("step_split", marks=pytest.mark.slow),
+        pytest.param("guards", marks=pytest.mark.slow),
         pytest.param("id_maps", marks=pytest.mark.slow),
         pytest.param("tower", marks=pytest.mark.slow),
         pytest.param("many_fields", marks=pytest.mark.slow),
