@@ -130,6 +130,16 @@ def audit(run: str | None, segment: str | None, runs: str, lineage: bool, as_jso
 
 
 @cli.command()
+@click.option("--run", "runs", required=True, multiple=True, metavar="D", help="Run directory; give it several times.")
+@click.option("--out", metavar="F", help="File to write.  [default: report.html of the first run]")
+def report(runs: tuple[str, ...], out: str | None) -> None:
+    """Write curves, tables and events of runs as one HTML file that needs no network."""
+    from trainer.report.verb import report as write  # noqa: PLC0415
+
+    write(runs, out)
+
+
+@cli.command()
 def doctor() -> None:
     """Show versions, devices and backends, and what will be slower here and why."""
     from trainer.doctor import examine  # noqa: PLC0415

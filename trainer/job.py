@@ -36,6 +36,7 @@ class Job:
     threads:   of this process for torch, chosen by the launcher.
     began:     when the command was given, seconds since 1970; 0 = when the process comes to train.
     screen:    where this process speaks, besides its log; None on ranks that have nobody to speak to.
+    overrides: keys of the run file as typed, for env.json.
     """
 
     config: Config
@@ -50,3 +51,4 @@ class Job:
     threads: int = 1
     began: float = 0.0
     screen: Screen | None = None
+    overrides: tuple[str, ...] = ()

@@ -5,6 +5,7 @@
     goodput.json (where the time went) · prometheus_targets.json (of a run that goes on)
     plan_cache/ (footers of the data; may be removed between runs)
     profile/ (traces of a few steps, by --profile)
+    report.html (curves and tables for a browser; written at the end and by `tokenformer report`)
     quarantine/ (bad rows, where data.on_bad_row says so)
     spikes/ (batches around a spike of the loss, and bad steps)
     checkpoints/step_00002000/ (complete only when its COMMIT file exists; elsewhere where [checkpoint] store says so)
@@ -76,6 +77,7 @@ class RunDir:
         self.quarantine = self.path / "quarantine"
         self.profile = self.path / "profile"
         self.spikes = self.path / "spikes"
+        self.report = self.path / "report.html"
 
     def recorded_train(self) -> dict[str, Any]:
         """`[train]` of the config.toml that an earlier start wrote; empty where there is none that can be read: whoever

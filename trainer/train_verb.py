@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -83,12 +84,16 @@ def run_training(options: TrainOptions) -> None:
                     options.profile,
                     began=began,
                     screen=screen,
+                    overrides=tuple(options.overrides),
                 )
-                result = run(job, choice, stop, interrupts)
+                with _reporting(run_dir, speaks and not options.dry_run) as places:
+                    result = run(job, choice, stop, interrupts)
                 screen.close()
                 if speaks:
                     from trainer.closing_words import say_result  # noqa: PLC0415 - only when there is something to say
 
+                    if result is not None and "places" in result:
+                        result = result | {"places": result["places"] | places}
                     say_result(result, str(run_dir.path), stopped=stop.requested())
         except KeyboardInterrupt:
             log.info("stopped before training began: there is nothing to resume")
@@ -113,6 +118,21 @@ def _speaking(options: TrainOptions, config: Config, first: bool) -> Iterator[Pl
 
 def _run_path(options: TrainOptions) -> Path:
     return Path(options.run_dir or Path("runs") / Path(options.config).stem)
+
+
+@contextmanager
+def _reporting(run_dir: RunDir, wanted: bool) -> Iterator[dict[str, str]]:
+    """Writes the run's page when it has ended, well or not; what is yielded then says where."""
+    places: dict[str, str] = {}
+    try:
+        yield places
+    finally:
+        # Not where somebody wants to leave at once.
+        if wanted and not isinstance(sys.exception(), KeyboardInterrupt | GeneratorExit):
+            from trainer.report.verb import write_at_the_end  # noqa: PLC0415 - only when there is something to show
+
+            if (path := write_at_the_end(run_dir)) is not None:
+                places["report"] = str(path.absolute())
 
 
 def _is_first(choice: Choice) -> bool:

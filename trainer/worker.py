@@ -123,7 +123,7 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
             f"checkpoint.keep_best = {config.checkpoint.keep_best} but no segment is held out → the best is found by "
             "evaluations → name some in data.eval_segments, or keep_best = 0"
         )
-    with _logging_to(run_dir, runtime):
+    with _logging_to(run_dir, runtime, job.overrides):
         config = with_peak(config, run_dir, runtime)
         job = replace(job, config=config)
         executors = _executors(job, runtime)  # before the model: readers start and import while it is made
@@ -351,14 +351,14 @@ def _executors(job: Job, runtime: Runtime) -> tuple[Executor, Executor]:
 
 
 @contextmanager
-def _logging_to(run_dir: RunDir, runtime: Runtime) -> Iterator[None]:
+def _logging_to(run_dir: RunDir, runtime: Runtime, overrides: tuple[str, ...]) -> Iterator[None]:
     """Rank 0's log lines also go to train.log; the resolved config and the environment are written beside it."""
     if not runtime.is_first:
         yield
         return
     handler = logs.to_file(Path(run_dir.train_log))
     try:
-        run_dir.write_json(run_dir.env, environment())
+        run_dir.write_json(run_dir.env, environment() | {"overrides": list(overrides)})
         yield
     finally:
         logs.detach(handler)

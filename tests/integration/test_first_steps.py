@@ -69,9 +69,10 @@ def test_a_run_directory_is_what_it_is_documented_to_be(call: Call, tmp_path: Pa
     run = tmp_path / "run"
     held = {path.name for path in run.iterdir()}
     assert {"config.toml", "plan.txt", "plan.json", "env.json", "train.log", "metrics.jsonl"} <= held
-    assert {"tensorboard", "checkpoints"} <= held
+    assert {"tensorboard", "checkpoints", "report.html"} <= held
+    assert "report.html" in ended.out
     assert not [path for path in run.rglob("*") if path.name.endswith(".part")]
-    assert json.loads((run / "env.json").read_text())
+    assert json.loads((run / "env.json").read_text())["overrides"] == ["--launch.workers", "1"]
     assert json.loads((run / "plan.json").read_text())
     assert "item" in (run / "plan.txt").read_text()
 

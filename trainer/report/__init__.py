@@ -1,0 +1,1 @@
+"""`tokenformer report`: one HTML page of one run or several."""
