@@ -37,7 +37,7 @@ def sight(stream: Stream, window: int | None) -> torch.Tensor:
 
 
 def visible(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """bool [..., Q, T]: query may look at key, both of the same row. Sights [..., Q, 5] and [..., T, 5]; where there are no
+    """bool [..., Q, T]: query may look at key, both of one row. Sights [..., Q, 5] and [..., T, 5]; where there are no
     action tokens, their first three columns will do."""
     order_Q, first_Q, last_Q, *of_clock_Q = queries.unsqueeze(-2).unbind(-1)
     order_T, _, _, *of_known_T = keys.unsqueeze(-3).unbind(-1)
