@@ -71,6 +71,7 @@ KEYS = {
     "health": {"health_cost_share"},
     "step_split": {"split_cost_share"},
     "guards": {"guards_share", "slices_share"},
+    "telemetry": {"telemetry_share"},
     "id_maps": {"managed_over_vocabulary", "vocabulary_over_dict", "managed_seconds_per_million"},
     "tower": {
         "candidates_over_plain",
@@ -118,6 +119,7 @@ KEYS = {
         pytest.param("health", marks=pytest.mark.slow),
         pytest.param("step_split", marks=pytest.mark.slow),
         pytest.param("guards", marks=pytest.mark.slow),
+        pytest.param("telemetry", marks=pytest.mark.slow),
         pytest.param("id_maps", marks=pytest.mark.slow),
         pytest.param("tower", marks=pytest.mark.slow),
         pytest.param("many_fields", marks=pytest.mark.slow),

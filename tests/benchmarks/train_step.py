@@ -78,6 +78,11 @@ class Cycle:
     def __next__(self) -> Batch:
         return next(self._ready)
 
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """As a stream that has read nothing ahead."""
+        return 0, 0
+
     def close(self) -> None:
         """Nothing is open."""
 

@@ -44,6 +44,7 @@ class Probe:
     def __init__(self, path: Path, of_job: bool = True) -> None:
         self._path, self._of_job = path, of_job
         self._lock = threading.Lock()
+        self._process: Any = None
         self._at = 0.0
         self._figures: SystemFigures | None = None
         self._store_at = 0.0
@@ -64,6 +65,8 @@ class Probe:
     def _look(self) -> SystemFigures:
         import psutil  # noqa: PLC0415 - only where there is telemetry
 
+        if self._process is None:
+            self._process = psutil.Process()
         host = psutil.virtual_memory()
         limit = machine.memory_bytes()
         used = machine.container_memory_used() if limit < host.total else None
@@ -72,7 +75,7 @@ class Probe:
         allocated, reserved, device = _device_memory()
         store_used, store = self._object_store()
         return SystemFigures(
-            process_resident_bytes=psutil.Process().memory_info().rss,
+            process_resident_bytes=self._process.memory_info().rss,
             host_memory_available_bytes=available,
             host_memory_bytes=limit,
             disk_free_bytes=disk_free,
