@@ -10,12 +10,13 @@ from trainer.telemetry.updates import At
 
 class Beats:
     """One a process. at: (step, phase, when: time.monotonic()) of the newest sign of life. part: what part of a step
-    runs, where a clock tells them apart."""
+    runs, where a clock tells them apart. done: batches of the evaluation under way, (so many, of about so many)."""
 
-    __slots__ = ("at", "part")
+    __slots__ = ("at", "done", "part")
 
     def __init__(self) -> None:
         self.at: tuple[int, str, float] = (0, "starting", time.monotonic())
+        self.done = (0, 0)
         self.part: Callable[[], str | None] = lambda: None
 
     def beat(self, step: int, phase: str = "step") -> None:
@@ -25,4 +26,4 @@ class Beats:
     def look(self) -> At:
         """For a display."""
         step, phase, when = self.at
-        return At(step, phase, time.monotonic() - when)
+        return At(step, phase, time.monotonic() - when, *(self.done if phase == "evaluation" else ()))

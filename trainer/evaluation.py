@@ -95,7 +95,7 @@ class Evaluator:
             with sample.watching(model) if config.train.collapse_rows else nullcontext():
                 found = predict(
                     model,
-                    _beating(feed, state.step, self._runtime),
+                    _beating(feed, state.step, self._runtime, self._expected(pass_, rows)),
                     tuple(config.schema.tasks),
                     config.schema.supervised_history if config.schema.supervision == "history" else "",
                     self._runtime,
@@ -123,6 +123,13 @@ class Evaluator:
             self._telemetry.eval(record)
         return record
 
+    def _expected(self, pass_: Pass, rows: int) -> int:
+        """Global batches, about; 0 on ranks that show nothing."""
+        if not self._runtime.is_first:
+            return 0
+        all_batches = pass_.batches_after(None)
+        return min(all_batches, -(-rows // self._config.data.global_batch)) if rows else all_batches
+
     def _pass(self, rows: int) -> Pass:
         shared: dict[str, Any] = {
             "schema": self._config.schema,
@@ -135,9 +142,10 @@ class Evaluator:
         return SampledPass(rows, **shared) if rows else Pass(**shared, shuffle=False)
 
 
-def _beating(batches: Iterator[RequestBatch], step: int, runtime: Runtime) -> Iterator[RequestBatch]:
-    """Every batch is a sign of life; what comes after the last may take long."""
-    for batch in batches:
+def _beating(batches: Iterator[RequestBatch], step: int, runtime: Runtime, expected: int) -> Iterator[RequestBatch]:
+    """Every batch is a sign of life; what comes after the last may take long. expected: batches, about."""
+    for number, batch in enumerate(batches, 1):
+        runtime.beats.done = number, expected
         runtime.beats.beat(step, "evaluation")
         yield batch
     runtime.beats.beat(step, "scores")

@@ -75,6 +75,8 @@ def test_a_run_directory_is_what_it_is_documented_to_be(call: Call, tmp_path: Pa
     assert json.loads((run / "env.json").read_text())["overrides"] == ["--launch.workers", "1"]
     assert json.loads((run / "plan.json").read_text())
     assert "item" in (run / "plan.txt").read_text()
+    for said in (ended.out, ended.err, (run / "train.log").read_text()):
+        assert not {"\x1b", "\r"} & set(said), "no escape codes where there is no terminal"
 
     lines = lines_of(run)
     assert {"train", "eval", "checkpoint"} <= {line["kind"] for line in lines}

@@ -1,4 +1,4 @@
-"""A run on a real terminal: what is on it while it trains, and what is left when it has ended; and without one."""
+"""A run on a real terminal: what is on it while it trains, and what is left when it has ended."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 
 from tests.integration.command import ROOT, TORCHRUN, write_run_file
-from tests.integration.conftest import Call
 from tests.telemetry.terminal import Terminal
 
 WIDTH, HEIGHT = 60, 24
@@ -139,15 +138,3 @@ def test_of_two_workers_one_display_is_drawn(tmp_path: Path, launcher: str) -> N
         assert command.end() == 0, "\n".join(command.terminal.screen)
     assert_clean(command.terminal, tmp_path / "run")
     assert not [line for line in command.terminal.lines if "pid=" in line]
-
-
-def test_without_a_terminal_there_is_no_escape_code(call: Call, tmp_path: Path) -> None:
-    write_run_file(tmp_path)
-    ended = call(
-        tmp_path, "train", "--config", "run.toml", "--run-dir", "run", "--launch.workers", "1", "--max-steps", "2"
-    )
-    assert ended.code == 0, ended.err
-    for text in (ended.out, ended.err, (tmp_path / "run" / "train.log").read_text()):
-        assert "\x1b" not in text
-        assert "\r" not in text
-    assert [line for line in ended.err.splitlines() if line in logged(tmp_path / "run")] == logged(tmp_path / "run")

@@ -91,6 +91,8 @@ def test_a_standing_step_says_for_how_long() -> None:
     assert "training · 15 s" in drawn(state)[0]
     state.at = At(70, "evaluation", 0.1)
     assert "evaluating ─" in drawn(state)[0]
+    state.at = At(70, "evaluation", 0.1, 12, 56)
+    assert "evaluating, batch 12 of about 56 ─" in drawn(state)[0]
 
 
 @pytest.mark.parametrize("height", [8, 12, 24])

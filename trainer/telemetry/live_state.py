@@ -91,7 +91,8 @@ class LiveState:
         """What goes on, in words."""
         if self.at is None or self.at.phase == NOT_YET:
             return self.phase
-        return PHASES.get(self.at.phase, "training")
+        said = PHASES.get(self.at.phase, "training")
+        return f"{said}, batch {self.at.done} of about {self.at.of}" if self.at.of else said
 
     def doing_seconds(self, now: float) -> float:
         """How long it has been at it without a sign of life."""

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 
 class At(NamedTuple):
-    """Where the training thread is. seconds: since it came there."""
+    """Where the training thread is. seconds: since it came there. done, of: batches of an evaluation, about."""
 
     step: int
     phase: str
     seconds: float
+    done: int = 0
+    of: int = 0
 
 
 @dataclass(frozen=True)
