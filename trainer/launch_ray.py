@@ -213,9 +213,15 @@ def work(settings: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _speaking_to(end: WorkerEnd, rank: int) -> Iterator[None]:
-    """Our log lines into the link; of other ranks than the first only warnings. stdout of the first too, that of others
-    is left to Ray's log files."""
-    logs.to_lines(end.line, logging.INFO if rank == 0 else logging.WARNING, rank, socket.gethostname())
+    """Our log lines into the link; of other ranks than the first only warnings, which are in Ray's log files as well.
+    stdout of the first too, that of others is left to those files."""
+
+    def also_here(line: Line) -> None:
+        print(line.plain(), file=sys.stderr, flush=True)
+        end.line(line)
+
+    host = socket.gethostname()
+    logs.to_lines(*((end.line, logging.INFO) if rank == 0 else (also_here, logging.WARNING)), rank, host)
     with contextlib.redirect_stdout(end) if rank == 0 else contextlib.nullcontext():
         yield
 

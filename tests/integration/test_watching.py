@@ -127,13 +127,13 @@ def test_on_a_terminal_a_run_is_seen_and_ctrl_c_leaves_a_clean_screen(tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("launcher", ["torchrun", "ray"])
 def test_of_two_workers_one_display_is_drawn(tmp_path: Path, launcher: str) -> None:
     write_run_file(tmp_path, data={"epochs": 10}, train={"log_every": 2})
     arguments = ("train", "--config", "run.toml", "--run-dir", "run", "--launch.workers", "2", "--max-steps", "40")
     with on_terminal(tmp_path, *arguments, launcher=TORCHRUN if launcher == "torchrun" else ()) as command:
-        command.until(lambda screen: any(line.startswith("click ") and "AUC" in line for line in screen))
+        command.until(lambda screen: any(line.startswith("click ") and "AUC" in line for line in screen), timeout=400)
         assert "\n".join(command.terminal.screen).count(" training ") == 1
         assert command.end() == 0, "\n".join(command.terminal.screen)
     assert_clean(command.terminal, tmp_path / "run")
