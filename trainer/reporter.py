@@ -96,9 +96,9 @@ class Reporter:
                 self._progress.look(state)
         self._segment, self._segment_told = segment, False
         # Sums stay on the device until they are reported: nothing here waits for it.
-        self._metrics.update(outputs.probabilities_SK, outputs.labels_SK, outputs.weights_SK)
+        added = self._metrics.update(outputs.probabilities_SK, outputs.labels_SK, outputs.weights_SK)
         if self._slices is not None:
-            self._slices.after_step(outputs)
+            self._slices.after_step(outputs, added)
         if self._gate.applies:  # a bad step's loss is counted as a bad step, not averaged; one without labels has none
             self._loss += outputs.loss.detach().double()
             self._good_steps += 1

@@ -23,6 +23,7 @@ from pipelines.storage import open_file
 from trainer.config_sections import Telemetry
 from trainer.guards.kept import Lists
 from trainer.metrics.slices import GlobalSlices, SliceMetrics, SliceScope
+from trainer.metrics.streaming import Addends
 from trainer.recommender import Outputs
 from trainer.runtime import Runtime
 from trainer.slice_check import MOST
@@ -145,13 +146,13 @@ class SliceReport:
             raise told[1]
         self._begin(told[0])
 
-    def after_step(self, outputs: Outputs) -> None:
-        """Adds the step."""
+    def after_step(self, outputs: Outputs, found: Addends) -> None:
+        """Adds the step. found: of TaskMetrics.update."""
         assert self._slices is not None
         assert self.metrics is not None
         slice_S = torch.from_numpy(self._slices.of_examples(outputs.host, self._schema, self._lists))
         slice_S = slice_S.to(outputs.labels_SK.device, non_blocking=True)
-        self.metrics.update(slice_S, outputs.probabilities_SK, outputs.labels_SK, outputs.weights_SK)
+        self.metrics.update(slice_S, found)
 
     @property
     def field(self) -> str:

@@ -30,6 +30,7 @@ from trainer.assembly import assemble
 from trainer.config import Config
 from trainer.feed import Feed
 from trainer.guards import Guards
+from trainer.metrics.streaming import addends
 from trainer.pipeline import SplitPipeline
 from trainer.run_dir import RunDir
 from trainer.runtime import start
@@ -88,7 +89,8 @@ def measure(config: Config, folder: Path, steps: int) -> dict[str, list[float]]:
             outputs = timed(STEP, lambda: pipeline.progress(feed))
             state = state.after(outputs)
             timed(GUARDS, lambda: guards.after_step(outputs, state))  # noqa: B023
-            timed(SLICES, lambda: slices.after_step(outputs))  # noqa: B023
+            added = addends(outputs.probabilities_SK, outputs.labels_SK, outputs.weights_SK)  # the metrics' own
+            timed(SLICES, lambda: slices.after_step(outputs, added))  # noqa: B023
         feed.close()
         telemetry.close()
     return {name: values[WARM:] for name, values in found.items()}

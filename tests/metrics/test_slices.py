@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trainer.metrics.slices import GlobalSlices, SliceMetrics
-from trainer.metrics.streaming import TaskMetrics
+from trainer.metrics.streaming import TaskMetrics, addends
 from trainer.metrics.values import TaskValues
 
 TASKS, SLICES = ("click", "order"), ("a", "b", "none")
@@ -37,7 +37,7 @@ def _by_hand(examples: tuple[torch.Tensor, ...], index: int) -> dict[str, TaskVa
 def test_a_slice_s_figures_are_those_of_its_examples_alone() -> None:
     examples = _examples(4000)
     metrics = SliceMetrics(TASKS, SLICES)
-    metrics.update(*examples)
+    metrics.update(examples[0], addends(*examples[1:]))
     found = metrics.reduced().values("window")
     assert list(found) == list(SLICES)
     for index, name in enumerate(("a", "b")):
@@ -60,11 +60,12 @@ def test_ranks_and_interruptions_change_no_bit() -> None:
     """Dealt to two ranks in another order, saved in between and gone on with: the same integers."""
     examples = _examples(1000)
     whole = SliceMetrics(TASKS, SLICES)
-    whole.update(*examples)
+    whole.update(examples[0], addends(*examples[1:]))
     ranks = [SliceMetrics(TASKS, SLICES) for _ in range(2)]
     for rank, metrics in enumerate(ranks):
         for part in (slice(600 + rank, None, 2), slice(rank, 600, 2)):
-            metrics.update(*(of[part] for of in examples))
+            slice_S, *of_part = (of[part] for of in examples)
+            metrics.update(slice_S, addends(*of_part))
             saved = json.loads(json.dumps(metrics.reduced().state()))
             metrics.load(saved, rank=0)
     total = sum(metrics.reduced()._integers for metrics in ranks)
@@ -74,7 +75,7 @@ def test_ranks_and_interruptions_change_no_bit() -> None:
 def test_scopes_begin_anew_on_their_own_and_other_slices_are_not_mixed_in() -> None:
     examples = _examples(50)
     metrics = SliceMetrics(TASKS, SLICES)
-    metrics.update(*examples)
+    metrics.update(examples[0], addends(*examples[1:]))
     metrics.reset("window")
     assert metrics.reduced().values("window")["a"]["click"].examples == 0
     assert metrics.reduced().values("segment")["a"]["click"].examples > 0

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from trainer.metrics.streaming import CARRY_AT, FRACTION, SUMS, addends, carried, histogram, split, values_of
+from trainer.metrics.streaming import CARRY_AT, FRACTION, SUMS, Addends, carried, columns, split, values_of
 from trainer.metrics.values import TaskValues
 
 BINS = 512  # of 0.05 log-odds
@@ -33,21 +33,20 @@ class SliceMetrics:
         self._sums = torch.zeros(shape, dtype=torch.int64, device=device)
         self._positions = 0
 
-    def update(
-        self, slice_S: torch.Tensor, probabilities_SK: torch.Tensor, labels_SK: torch.Tensor, weights_SK: torch.Tensor
-    ) -> None:
-        """Adds one batch of this rank; see TaskMetrics.update. slice_S: int64, of each position."""
-        found = addends(probabilities_SK, labels_SK, weights_SK)
+    def update(self, slice_S: torch.Tensor, found: Addends) -> None:
+        """Adds one batch of this rank, by what TaskMetrics.update has made of it. slice_S: int64, of each position."""
         self._positions += len(slice_S)
         if self._positions > CARRY_AT:
             carried(self._sums)
             self._positions = len(slice_S)
-        groups = len(self.slices)
-        by_slice_2GSK = split(found.sums_6SK).permute(2, 0, 3, 1)  # [S, 2, K, 6]
-        sums = torch.zeros((groups, *by_slice_2GSK.shape[1:]), dtype=torch.int64, device=slice_S.device)
-        sums.index_add_(0, slice_S, by_slice_2GSK)
-        self._sums[..., :SUMS] += sums.transpose(0, 1).unsqueeze(1)
-        self._sums[..., SUMS:] += histogram(found, BINS, slice_S, groups).unsqueeze(1)
+        task_K = torch.arange(len(self.tasks), device=slice_S.device)
+        first_SK = (slice_S.unsqueeze(1) * len(self.tasks) + task_K) * (SUMS + 2 * BINS)
+        places = [first_SK + statistic for statistic in range(SUMS)]
+        places.append(first_SK + SUMS + columns(found, BINS))
+        place = torch.stack(places).flatten()
+        added = split(torch.cat([found.sums_6SK, found.w_SK.unsqueeze(0)])).flatten(1)
+        for scope in range(len(SCOPES)):  # in place: the sums are many more than what one batch adds
+            self._sums[:, scope].view(2, -1).index_add_(1, place, added)
 
     def reset(self, scope: SliceScope) -> None:
         """See TaskMetrics.reset."""

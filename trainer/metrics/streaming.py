@@ -47,13 +47,14 @@ class TaskMetrics:
         self._sums = torch.zeros(shape, dtype=torch.int64, device=device)  # [whole numbers, fractions]
         self._positions = 0  # since the last carry
 
-    def update(self, probabilities_SK: torch.Tensor, labels_SK: torch.Tensor, weights_SK: torch.Tensor) -> None:
-        """Adds one batch of this rank. Weight 0 (null label, filler) counts nowhere; a NaN or infinite prediction
-        only as such."""
+    def update(self, probabilities_SK: torch.Tensor, labels_SK: torch.Tensor, weights_SK: torch.Tensor) -> Addends:
+        """Adds one batch of this rank; returns what it added. Weight 0 (null label, filler) counts nowhere; a NaN or
+        infinite prediction only as such."""
         found = addends(probabilities_SK, labels_SK, weights_SK)
         self._carry_before(len(found.w_SK))
         self._sums[:, :, :, :SUMS] += split(found.sums_6SK).sum(2).transpose(1, 2).unsqueeze(1)
-        self._sums[:, :, :, SUMS:] += histogram(found, BINS).unsqueeze(1)
+        self._sums[:, :, :, SUMS:] += histogram(found).unsqueeze(1)
+        return found
 
     def reset(self, scope: Scope) -> None:
         """Begins a new window (after a log) or segment (after its last batch); on every rank alike."""
@@ -162,18 +163,18 @@ def carried(sums: torch.Tensor) -> torch.Tensor:
     return sums
 
 
-def histogram(found: Addends, bins: int, group_S: torch.Tensor | None = None, groups: int = 1) -> torch.Tensor:
-    """Weight per task, class (negatives first) and bin, split: int64 [2, K, 2·bins]. group_S: of each position, below
-    `groups`; then [2, groups, K, 2·bins]."""
-    tasks = found.logits_SK.shape[1]
+def columns(found: Addends, bins: int) -> torch.Tensor:
+    """Of each position its place in a histogram of negatives, then positives, of so many bins each. [S, K]"""
     bin_SK = ((found.logits_SK + SPAN) * (bins / (2 * SPAN))).floor().clamp(0, bins - 1).long()
-    column_SK = bin_SK + bins * (found.y_SK > 0.5).long()
-    slot_SK = column_SK + 2 * bins * torch.arange(tasks, device=column_SK.device)
-    if group_S is not None:
-        slot_SK = slot_SK + (2 * bins * tasks) * group_S.unsqueeze(1)
-    flat = torch.zeros((2, groups * tasks * 2 * bins), dtype=torch.int64, device=column_SK.device)
-    shape = (2, tasks, 2 * bins) if group_S is None else (2, groups, tasks, 2 * bins)
-    return flat.index_add_(1, slot_SK.reshape(-1), split(found.w_SK).flatten(1)).view(shape)
+    return bin_SK + bins * (found.y_SK > 0.5).long()
+
+
+def histogram(found: Addends) -> torch.Tensor:
+    """Weight per task, class (negatives first) and bin, split: int64 [2, K, 2·BINS]."""
+    tasks = found.logits_SK.shape[1]
+    slot_SK = columns(found, BINS) + 2 * BINS * torch.arange(tasks, device=found.logits_SK.device)
+    flat = torch.zeros((2, tasks * 2 * BINS), dtype=torch.int64, device=slot_SK.device)
+    return flat.index_add_(1, slot_SK.reshape(-1), split(found.w_SK).flatten(1)).view(2, tasks, 2 * BINS)
 
 
 def values_of(sums: npt.NDArray[np.float64]) -> TaskValues:
