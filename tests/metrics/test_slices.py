@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from tests.telemetry.test_telemetry import TRAIN, _scrape
+from trainer.config_sections import Telemetry
 from trainer.metrics.slices import GlobalSlices, SliceMetrics
 from trainer.metrics.streaming import TaskMetrics, addends
 from trainer.metrics.values import TaskValues
+from trainer.telemetry.jsonl import train_line
+from trainer.telemetry.prometheus import Prometheus
 
 TASKS, SLICES = ("click", "order"), ("a", "b", "none")
 
@@ -82,3 +87,25 @@ def test_scopes_begin_anew_on_their_own_and_other_slices_are_not_mixed_in() -> N
     other = SliceMetrics(TASKS, ("c", "d", "none"))
     other.load(metrics.reduced().state(), rank=0)
     assert not other._sums.any()
+
+
+def test_slices_are_told_on_the_endpoint_and_in_metrics_jsonl() -> None:
+    """One without examples since the last log has a series without a value, and no place in the file."""
+    examples = _examples(200)
+    metrics = SliceMetrics(TASKS, SLICES)
+    metrics.update(examples[0], addends(*examples[1:]))
+    values = metrics.reduced().values("window")
+    record = replace(TRAIN, slice_by="country", slices=values)
+    endpoint = Prometheus(Telemetry(), 0, TASKS)
+    try:
+        endpoint.train(record)
+        seen = _scrape(endpoint.url)
+    finally:
+        endpoint.close()
+    for figure in ("ne", "auc", "calibration", "loss"):
+        of_b = seen[f"tokenformer_train_slice_{figure}", (("slice", "b"), ("task", "click"))]
+        assert of_b == pytest.approx(getattr(values["b"]["click"], figure))
+    assert np.isnan(seen["tokenformer_train_slice_ne", (("slice", "none"), ("task", "click"))])
+    told = train_line(record)["slices"]
+    assert (told["by"], list(told["values"])) == ("country", ["a", "b"])
+    assert told["values"]["a"]["order"]["examples"] == values["a"]["order"].examples

@@ -73,11 +73,13 @@ def join(step: int, seen: Sequence[Seen]) -> BadStep:
     for each in seen:
         for file, of_file in each.rows.items():
             rows.setdefault(file, []).append(of_file)
-    ranges = [
-        f"{file} rows {min(low for low, _, _ in of)}–{max(high for _, high, _ in of)} ({sum(n for _, _, n in of)})"
-        for file, of in sorted(rows.items())
-    ]
+    ranges = [_range(file, of) for file, of in sorted(rows.items())]
     return BadStep(step, tuple(what), tuple(ranges), tuple(name for each in seen for name in each.suspects))
+
+
+def _range(file: str, of: Sequence[tuple[int, int, int]]) -> str:
+    low, high = min(low for low, _, _ in of), max(high for _, high, _ in of)
+    return f"{file} row {low}" if low == high else f"{file} rows {low}–{high} ({sum(count for _, _, count in of)})"
 
 
 def _some(names: Sequence[str]) -> str:
