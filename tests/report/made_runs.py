@@ -99,7 +99,15 @@ def train_line(number: int, lines: int, pause: float, chance: random.Random, tas
         "quarantined_rows": 0,
         "flops_per_second": 2.1e10 / step_seconds,
         "mfu": 0.31 + 0.02 * chance.random(),
-        "memory": {"host_bytes": 2.1e9 + 3e8 * done, "object_store_bytes": 4e8 + 1e8 * chance.random()},
+        "tokens_per_second": 9_000 / step_seconds,
+        "unlabelled_steps": 0,
+        "goodput": {
+            "share": 0.9 * done**0.2,
+            "lost_seconds": {"start_up": 8.0, "evaluation": 9 * done, "down": 30.0 * (pause > 0), "bad_steps": 0.0},
+        },
+        "system": {"process_resident_bytes": 2.1e9 + 3e8 * done, "disk_free_bytes": 4e11},
+        "queues": {"read": {"depth": 2 + chance.random()}, "write": {"depth": 1.0}},
+        "slices": {"by": "country", "values": {value: {tasks[0]: scores(done, chance)} for value in ("3", "17")}},
         "step_split": split,
         "tasks": {task: scores(done, chance) for task in tasks},
         "lifetime": {task: scores(done, chance, 0.0) for task in tasks},
@@ -124,7 +132,10 @@ def eval_line(
         "attention": {"sequence": {"field": [0.24, 0.4, 0.32, None]}},
         "even_attention": {"sequence": {"field": [0.34, 0.34, 0.34, None]}},
     }
-    return _line(step, pause + 1, "eval", split=split, rows=1783, seconds=3.1, tasks=found, collapse=collapse)
+    slices = {"by": "country", "values": {"3": {tasks[0]: found[tasks[0]]}}, "others": 0}
+    return _line(
+        step, pause + 1, "eval", split=split, rows=1783, seconds=3.1, tasks=found, collapse=collapse, slices=slices
+    )
 
 
 def scores(done: float, chance: random.Random, noise: float = 0.02) -> dict[str, Any]:

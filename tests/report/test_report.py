@@ -66,6 +66,7 @@ def test_a_page_holds_what_the_run_told(tmp_path: Path) -> None:
     data, found = drawn(page), panels(page)
     wanted = {"Loss", "NE", "AUC", "Calibration", "GAUC", "Gradient norm", "Learning rate", "Throughput", "Data wait"}
     wanted |= {"Where a step goes", "Effective rank by layer", "Attention on fields by layer", "Fill", "Memory", "MFU"}
+    wanted |= {"Goodput", "Lost time", "Tokens per second", "AUC of click by country", "Queues · Depth"}
     assert wanted <= set(found)
     told = [line for line in metrics(120, 0, ("click", "purchase"), "2026-11-15") if line["kind"] == "train"]
     loss = found["Loss"]["curves"][0]
@@ -75,8 +76,13 @@ def test_a_page_holds_what_the_run_told(tmp_path: Path) -> None:
     split = found["Where a step goes"]["curves"]
     total = np.sum([curve["values"] for curve in split], axis=0)
     assert total == pytest.approx([line["step_seconds"] for line in told], rel=1e-4)
-    memory = {curve["group"]: curve["values"][-1] for curve in found["Memory"]["curves"]}  # a figure it never heard of
-    assert memory["host bytes"] == pytest.approx(2.4e9, rel=1e-3)
+    memory = {curve["group"]: curve["values"][-1] for curve in found["Memory"]["curves"]}
+    assert memory == {"Process resident bytes": pytest.approx(2.4e9, rel=1e-3)}
+    queues = {curve["group"]: curve["values"][-1] for curve in found["Queues · Depth"]["curves"]}
+    assert queues.keys() == {"Read", "Write"}  # figures that nothing here has heard of
+    lost = {curve["group"]: curve["values"][-1] for curve in found["Lost time"]["curves"]}
+    assert lost == {"start up": 8.0, "evaluation": 9.0, "down": 30.0}
+    assert "Unlabelled steps" not in found
     rank = next(curve for curve in found["Effective rank by layer"]["curves"] if curve["group"] == "sequence")
     assert rank["values"] == pytest.approx([21.12, 12.12, 13.2, 13.32, 13.44])
     kinds = {event["kind"] for event in data["events"]}
@@ -84,7 +90,15 @@ def test_a_page_holds_what_the_run_told(tmp_path: Path) -> None:
     warning = next(event for event in data["events"] if event["kind"] == "warning")
     assert (warning["step"], data["runs"][0]["step"][warning["at"]]) == (800, 800)
     words = " ".join(Elements(page).words)
-    for said in ("--optim.lr 0.002", "optim.lr", "2 starts", "evaluation of 2026-11-15", "row_wise", "0.9088"):
+    for said in (
+        "--optim.lr 0.002",
+        "optim.lr",
+        "2 starts",
+        "evaluation of 2026-11-15",
+        "row_wise",
+        "lost to down 30 s",
+        "country 3",
+    ):
         assert said in words, said
 
 

@@ -22,6 +22,7 @@ SCORES = (
 SINGLE: tuple[tuple[tuple[str, ...], str, str, Unit, str], ...] = (
     (("loss",), LEARNING, "Loss", "", "mean of the steps since the last log"),
     (("grad_norm",), LEARNING, "Gradient norm", "", "of dense parameters, before clipping"),
+    (("weight_norm",), LEARNING, "Weight norm", "", "of dense parameters"),
     (("learning_rate",), LEARNING, "Learning rate", "", "of the dense optimizer"),
     (("examples_per_second",), SPEED, "Throughput", "rate", "examples a second, all ranks"),
     (("rows_per_second",), SPEED, "Request rows a second", "rate", "all ranks"),
@@ -31,8 +32,9 @@ SINGLE: tuple[tuple[tuple[str, ...], str, str, Unit, str], ...] = (
     (("quarantined_rows",), LEARNING, "Bad rows set aside", "", "since the model's birth"),
 )
 ONLY_IF_ANY = ("bad_steps", "quarantined_rows")
-SHOWN = {path[0] for path, *_ in SINGLE} | {"data_wait_seconds", "step_split", "tasks", "lifetime", "tables", "rows"}
-NOT_SHOWN = {"data_through", "flops_per_second"}  # an axis; what MFU says
+SHOWN = {path[0] for path, *_ in SINGLE} | {"data_wait_seconds", "step_split", "tasks", "lifetime"}
+SHOWN |= {"tables", "slices", "goodput"}
+NOT_SHOWN = {"data_through", "flops_per_second", "rows"}  # an axis; what MFU and throughput say
 
 
 def learning_panels(thin: Thinned) -> list[Panel]:

@@ -1,4 +1,4 @@
-"""Curves that only some runs have: health of tables, collapse, and whatever else a train line holds."""
+"""Curves that only some runs have: health of tables, and collapse."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 
 from trainer.report.figures import Curve, Panel, Thinned, Unit
-from trainer.report.formats import plain
-from trainer.report.learning import NOT_SHOWN, SHOWN, SPEED, mapping
-from trainer.report.lines import Column, Key
+from trainer.report.learning import mapping
 
-TABLES, COLLAPSE, OTHER = "Tables", "Collapse", "More figures"
+TABLES, COLLAPSE = "Tables", "Collapse"
 TABLE_FIGURES: dict[str, tuple[str, Unit, str]] = {
     "fill": ("Fill", "share", "rows handed out over rows"),
     "unknown_rate": ("Unknown ids", "share", "occurrences of ids that have the unknown row"),
@@ -25,7 +23,6 @@ TABLE_FIGURES: dict[str, tuple[str, Unit, str]] = {
     "evictions": ("Evictions", "", "ids that lost their row since the sample before"),
 }
 MOST_LINES = 8  # of a panel
-MOST_PANELS = 36  # of figures that this page does not know
 
 
 def table_panels(thin: Thinned) -> list[Panel]:
@@ -71,61 +68,6 @@ def collapse_panels(thin: Thinned) -> list[Panel]:
             even = mapping(mapping(newest.get("even_attention")).get(kind)).get("field")
             fields.curves.append(_by_layer(number, f"{kind}, even look", even, 1, group, look, "faint"))
     return [panel for panel in (rank, fields, top) if any(curve.at for curve in panel.curves)]
-
-
-def other_panels(thin: Thinned) -> tuple[list[Panel], int]:
-    """All else: one panel for what has the same first and last name (`slices.US.click.auc` and `slices.DE.click.auc`),
-    or, two deep, the same first. Second: how many panels were left out."""
-    panels: dict[tuple[str, str], list[tuple[int, str, Column]]] = {}
-    for number, run in enumerate(thin.runs):
-        for path in run.lines.columns:
-            column = run.lines.column(*path)
-            if path[0] not in SHOWN | NOT_SHOWN and column is not None:
-                panels.setdefault(_panel_of(path), []).append((number, _name_of(path), column))
-    kept = dict(list(panels.items())[:MOST_PANELS])
-    return [_other(thin, key, found) for key, found in kept.items()], len(panels) - len(kept)
-
-
-def _other(thin: Thinned, key: tuple[str, str], found: list[tuple[int, str, Column]]) -> Panel:
-    title = " · ".join(part.replace("_", " ") for part in key if part)
-    names = list(dict.fromkeys(name for _, name, _ in found))
-    note = f"the first {MOST_LINES} of {len(names)}" if len(names) > MOST_LINES else ""
-    last = key[1] or key[0] or ""
-    unit = _unit(last if key[1] or len(names) == 1 else names[0])
-    section = SPEED if unit == "rate" or last.endswith(("_seconds", "flops")) else OTHER
-    panel = Panel(section, plain(title[:1].upper() + title[1:], 60), unit, note)
-    for number, name, column in found:
-        place = names.index(name)
-        if place < MOST_LINES:
-            words = name.replace("_", " ")
-            group = (
-                words if len(thin.runs) == 1 else f"{thin.runs[number].name}{f' · {words}' if len(names) > 1 else ''}"
-            )
-            look = thin.look(number, place if len(names) > 1 or len(thin.runs) > 1 else 0)
-            if len(names) == 1:
-                look = {"colour": number, "dash": 0}
-            panel.curves.append(thin.curve(number, words, column, group=group, **look))
-    return panel
-
-
-def _panel_of(path: Key) -> tuple[str, str]:
-    return (path[0], path[-1] if len(path) > 2 else "")
-
-
-def _name_of(path: Key) -> str:
-    if len(path) == 1:
-        return path[0]
-    return " · ".join(path[1:-1]) if len(path) > 2 else path[1]
-
-
-def _unit(name: str) -> Unit:
-    if name.endswith("_per_second"):
-        return "rate"
-    if name.endswith(("_seconds", "seconds")):
-        return "seconds"
-    if name.endswith(("_bytes", "bytes")):
-        return "bytes"
-    return "share" if name.endswith(("_share", "_ratio", "goodput")) else ""
 
 
 def _by_layer(

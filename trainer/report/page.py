@@ -22,10 +22,11 @@ from trainer.report.events import Event, events_of
 from trainer.report.figures import Panel, Thinned, axes
 from trainer.report.formats import moment
 from trainer.report.learning import learning_panels
-from trainer.report.more_figures import collapse_panels, other_panels, table_panels
+from trainer.report.more_figures import collapse_panels, table_panels
+from trainer.report.other_figures import goodput_panels, other_panels, slice_panels
 from trainer.report.read import Run
 from trainer.report.settings import differences, not_default
-from trainer.report.summary import results, summary
+from trainer.report.summary import results, sliced, summary
 from trainer.report.table_rows import health_table, plan_table
 
 MOST_EVENTS_LISTED = 400
@@ -34,11 +35,11 @@ MOST_EVENTS_LISTED = 400
 def page(runs: Sequence[Run]) -> str:
     """The whole file, of at least one run."""
     thin = Thinned(runs)
-    others, left_out = other_panels(thin)
-    panels = [*learning_panels(thin), *others, *table_panels(thin), *collapse_panels(thin)]
+    others, notes = other_panels(thin)
+    panels = [*learning_panels(thin), *goodput_panels(thin), *others, *slice_panels(thin)]
+    panels += [*table_panels(thin), *collapse_panels(thin)]
     found = [events_of(number, run) for number, run in enumerate(runs)]
     events = [event for of_run, _ in found for event in of_run]
-    notes = [f"{left_out} further figures are not drawn"] if left_out else []
     if thin.thinned:
         notes.append(
             f"Long curves are cut to about {thin.most} points: of each stretch its lowest and its highest value"
@@ -54,6 +55,7 @@ def page(runs: Sequence[Run]) -> str:
             sections=_sections(panels),
             summary=summary(runs),
             results=results(runs),
+            sliced=sliced(runs),
             plans=_of_runs(runs, plan_table),
             healths=_of_runs(runs, health_table),
             differences=differences(runs) if len(runs) > 1 else None,

@@ -15,6 +15,7 @@ from trainer.report.lines import Line
 from trainer.report.read import Run
 
 LESS_IS_BETTER = ("ne", "loss")
+MOST_SLICES = 20
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,23 @@ def results(runs: Sequence[Run]) -> Table:
     if len(runs) == 1:
         return Table(head, [row[1:] for row in rows], frozenset(range(2, 9)))
     return Table(["run", *head], sorted(rows, key=lambda row: (row[1], row[2])), frozenset(range(3, 10)))
+
+
+def sliced(runs: Sequence[Run]) -> Table:
+    """The newest scores of evaluations, per value of the field that they were cut by."""
+    rows = []
+    for run in runs:
+        for line in _newest_evals(run):
+            slices = mapping(line.values.get("slices"))
+            for value, tasks in list(mapping(slices.get("values")).items())[:MOST_SLICES]:
+                for task, of in mapping(tasks).items():
+                    scores = [fixed(mapping(of).get(key)) for key in ("ne", "auc", "gauc", "calibration")]
+                    where = [plain(line.values.get("split", ""), 60), f"{slices.get('by', '')} {value}".strip(), task]
+                    rows.append([run.name, *where, *scores, count(mapping(of).get("examples"))])
+    head = ["run", "split", "slice", "task", "NE", "AUC", "GAUC", "calibration", "examples"]
+    if len(runs) == 1:
+        return Table(head[1:], [row[1:] for row in rows], frozenset(range(3, 8)))
+    return Table(head, rows, frozenset(range(4, 9)))
 
 
 def _newest_evals(run: Run) -> list[Line]:
@@ -177,8 +195,13 @@ def _throughput(run: Run) -> str:
 
 
 def _goodput(run: Run) -> str:
-    column = run.lines.column("goodput")
-    return share(column.last) if column is not None else ""
+    column = run.lines.column("goodput", "share")
+    if column is None:
+        return ""
+    lost = mapping(mapping(run.lines.newest.get("goodput")).get("lost_seconds"))
+    known = [(seconds, name) for name, seconds in lost.items() if isinstance(seconds, int | float) and seconds >= 1]
+    words = ", ".join(f"{name.replace('_', ' ')} {span(seconds)}" for seconds, name in sorted(known, reverse=True))
+    return share(column.last) + (f" · lost to {words}" if words else "")
 
 
 def _machine(run: Run) -> str:
