@@ -101,6 +101,7 @@ def train_line(number: int, lines: int, pause: float, chance: random.Random, tas
         "mfu": 0.31 + 0.02 * chance.random(),
         "tokens_per_second": 9_000 / step_seconds,
         "unlabelled_steps": 0,
+        "ready_batches": 2 + number % 2,
         "goodput": {
             "share": 0.9 * done**0.2,
             "lost_seconds": {"start_up": 8.0, "evaluation": 9 * done, "down": 30.0 * (pause > 0), "bad_steps": 0.0},

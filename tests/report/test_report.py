@@ -27,7 +27,7 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028'
 
 
 class Elements(HTMLParser):
-    """Of a page: its elements' names with their attributes, and the text of the block `data`."""
+    """Of a page: its elements' names with their attributes, and the text of the block of numbers."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Elements(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found.append((tag, dict(attrs)))
-        self._inside = dict(attrs).get("id") == "data"
+        self._inside = dict(attrs).get("id") == "page-data"
 
     def handle_data(self, data: str) -> None:
         if self._inside:
@@ -64,6 +64,8 @@ def test_a_page_holds_what_the_run_told(tmp_path: Path) -> None:
     page = made([str(run)])
     assert len(page) < 2.5 * 2**20
     data, found = drawn(page), panels(page)
+    ids = [attributes["id"] for _, attributes in Elements(page).found if "id" in attributes]
+    assert len(ids) == len(set(ids)) > 10
     wanted = {"Loss", "NE", "AUC", "Calibration", "GAUC", "Gradient norm", "Learning rate", "Throughput", "Data wait"}
     wanted |= {"Where a step goes", "Effective rank by layer", "Attention on fields by layer", "Fill", "Memory", "MFU"}
     wanted |= {"Goodput", "Lost time", "Tokens per second", "AUC of click by country", "Queues · Depth"}
@@ -121,7 +123,8 @@ def test_names_of_runs_and_fields_are_never_markup(tmp_path: Path) -> None:
         file.write(json.dumps({"time": 1e9, "kind": "train", "step": 99, "examples": 9, **more}) + "\n")
     page = made([str(hostile)])
     parsed = Elements(page)
-    assert [attributes.get("id") for tag, attributes in parsed.found if tag == "script"] == ["data", "plotly", None]
+    scripts = [attributes.get("id") for tag, attributes in parsed.found if tag == "script"]
+    assert scripts == ["page-data", "page-plotly", None]
     assert not [tag for tag, _ in parsed.found if tag in ("img", "iframe", "object", "link", "base", "form")]
     assert not [name for _, attributes in parsed.found for name in attributes if name.startswith("on")]
     assert HOSTILE in {curve["group"] for panel in json.loads(parsed.data)["panels"] for curve in panel["curves"]}

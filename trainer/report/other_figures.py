@@ -123,13 +123,14 @@ def _panel(thin: Thinned, found: _Found) -> Panel:
     names = list(dict.fromkeys(name for _, name, _ in found.columns))
     more = f"the first {MOST_LINES} of {len(names)}" if len(names) > MOST_LINES else ""
     note = "; ".join(part for part in (found.note if len(names) == 1 else "", more) if part)
-    panel = Panel(found.section, found.title, found.unit, note)
+    alone = len(names) == 1
+    title = _words(names[0]) if alone and found.note else found.title  # a panel of a dashboard may hold more than this
+    panel = Panel(found.section, title, found.unit, note)
     for number, name, column in found.columns:
         place = names.index(name)
         if place >= MOST_LINES:
             continue
         words = _words(name) if name else found.title
-        alone = len(names) == 1
         look = {"colour": number, "dash": 0} if alone else thin.look(number, place)
         run = thin.runs[number].name
         group = words if len(thin.runs) == 1 else run if alone else f"{run} · {words}"

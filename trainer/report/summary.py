@@ -206,7 +206,12 @@ def _goodput(run: Run) -> str:
 
 def _machine(run: Run) -> str:
     env = run.env
-    parts = [f"{run.plan['world_size']} ranks" if run.plan.get("world_size") else "", str(env.get("cpu", ""))]
+    parts = [
+        f"{count(run.plan['world_size'])} rank{'' if run.plan['world_size'] == 1 else 's'}"
+        if run.plan.get("world_size")
+        else "",
+        str(env.get("cpu", "")),
+    ]
     parts += [
         f"{env['cores']} cores" if env.get("cores") else "",
         size(env["memory_bytes"]) if env.get("memory_bytes") else "",

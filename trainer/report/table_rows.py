@@ -47,7 +47,7 @@ def plan_table(run: Run) -> Table:
         for table in tables[:MOST]
     ]
     balance = mapping(run.plan.get("balance"))
-    parts = [f"{count(run.plan.get('world_size'))} ranks"] if run.plan.get("world_size") else []
+    parts = [ranks(run.plan["world_size"])] if run.plan.get("world_size") else []
     parts += [f"{what} {number(value, 2)}" for what, value in balance.items()]
     note = f"{parts[0]}; fullest rank ÷ mean: {', '.join(parts[1:])}" if len(parts) > 1 else "".join(parts)
     return Table(head, rows, frozenset((1, 2, 9, 10, 11)), _cut(note, len(tables)))
@@ -64,6 +64,11 @@ def health_table(run: Run) -> Table:
     ]
     head = ["table", *(title.lower() for title, _, _ in TABLE_FIGURES.values())]
     return Table(head, rows, frozenset(range(1, len(head))), _cut("", len(order)))
+
+
+def ranks(world_size: object) -> str:
+    """1 rank, 8 ranks."""
+    return f"{count(world_size)} rank{'' if world_size == 1 else 's'}"
 
 
 def _cut(note: str, tables: int) -> str:

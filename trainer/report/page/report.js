@@ -1,6 +1,6 @@
 "use strict";
 (async () => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+  const data = JSON.parse(document.getElementById("page-data").textContent);
   const root = document.documentElement;
   const AXES = [["step", "step"], ["examples", "examples"], ["hours", "hours since the start"], ["through", "trained through"]];
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
@@ -49,18 +49,29 @@
     return svg;
   }
 
+  // Seconds in the unit in which people say them: [divisor, ticks, hover].
+  function units(panel) {
+    if (panel.unit !== "seconds") return [1, TICKS[panel.unit] || {}, HOVER[panel.unit] || ".5~g"];
+    const most = panel.top || panel.curves.reduce((top, curve) => curve.values.reduce((high, value) => Math.max(high, value || 0), top), 0);
+    for (const [divisor, suffix] of [[86400, " d"], [3600, " h"], [60, " min"]]) {
+      if (most >= 2 * divisor) return [divisor, { ticksuffix: suffix }, ".4~g"];
+    }
+    return [1, TICKS.seconds, HOVER.seconds];
+  }
+
   function trace(panel, curve, hidden) {
+    const [divisor, ticks, hover] = units(panel);
     const values = panel.x === "layer" ? curve.at : curve.at.map((at) => data.runs[curve.run][axis][at]);
     const ink = colour(curve.colour);
     const few = curve.values.length < 3 || panel.x === "layer";
     const made = {
-      type: "scatter", x: values, y: curve.values,
+      type: "scatter", x: values, y: divisor === 1 ? curve.values : curve.values.map((value) => (value === null ? null : value / divisor)),
       name: plain(curve.group && curve.group !== curve.name && panel.curves.length > 1 ? `${curve.group}${KEYS[curve.style] && curve.style !== "line" ? `, ${KEYS[curve.style]}` : ""}` : curve.name),
       mode: curve.style === "points" ? "markers" : few ? "lines+markers" : "lines",
       line: { color: ink, width: curve.style === "faint" ? 1 : 1.7, dash: curve.style === "faint" ? "dot" : DASHES[curve.dash % DASHES.length] },
       marker: { color: ink, size: curve.style === "points" ? 9 : 5, symbol: curve.style === "points" ? "diamond" : "circle", line: { color: variable("--paper"), width: curve.style === "points" ? 1 : 0 } },
       visible: !hiddenRuns.has(curve.run) && !hidden.has(curve.group),
-      hovertemplate: `%{y:${HOVER[panel.unit] || ".5~g"}}${panel.unit === "seconds" ? "s" : panel.unit === "bytes" ? "B" : ""}`,
+      hovertemplate: `%{y:${hover}}${ticks.ticksuffix || ""}`,
     };
     if (curve.text) {
       made.text = curve.text.map(plain);
@@ -129,7 +140,8 @@
       }
       if (groups.size < 2 && data.runs.length < 2 && new Set(this.panel.curves.map((curve) => curve.style)).size < 2) return;
       for (const [group, curve] of groups) {
-        const style = curve.style === "area" ? "area" : "line";
+        const all = this.panel.curves.filter((one) => one.group === group).map((one) => one.style);
+        const style = curve.style === "area" ? "area" : all.every((one) => one === "points") ? "points" : "line";
         const button = element("button", { type: "button", "aria-pressed": "true" });
         button.append(swatch(curve.colour, style, curve.dash), element("span", {}, group));
         button.addEventListener("click", () => {
@@ -152,10 +164,11 @@
     draw() {
       const layer = this.panel.x === "layer";
       const shared = layer ? {} : { shapes: marks() };
+      const [divisor, ticks] = units(this.panel);
       return Plotly.react(
         this.place,
         this.panel.curves.map((curve) => trace(this.panel, curve, this.hidden)),
-        layout({ ...shared, hovermode: "x unified", xaxis: xAxis(layer), yaxis: { ...common(), ...TICKS[this.panel.unit], nticks: 6, type: this.panel.log ? "log" : "linear", ...(this.panel.top === null ? {} : { range: [0, this.panel.top] }) } }),
+        layout({ ...shared, hovermode: "x unified", xaxis: xAxis(layer), yaxis: { ...common(), ...ticks, nticks: 6, ...(this.panel.top === null ? {} : { range: [0, this.panel.top / divisor] }) } }),
         SETTINGS,
       );
     }
@@ -289,7 +302,7 @@
     if (strip) plots.unshift(new Strip(strip));
     toolbar(plots);
     if (plots.length) {
-      document.head.append(element("script", {}, await unpacked("plotly")));
+      document.head.append(element("script", {}, await unpacked("page-plotly")));
       await drawAll(plots);
       linked(plots);
       printing(plots);
