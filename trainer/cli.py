@@ -112,6 +112,42 @@ def evaluate(
 
 
 @cli.command()
+@click.option("--run", "runs", multiple=True, metavar="D", help="Twice: the runs A and B.")
+@click.option("--data", "rows", metavar="P", help="Request rows to score.  [default: the runs' evaluation segments]")
+@click.option("--predictions", "folders", multiple=True, metavar="DIR", help="Twice, instead of runs: of `evaluate`.")
+@click.option(
+    "--checkpoint", "steps", type=click.IntRange(min=0), multiple=True, metavar="STEP", help="Twice: of A, B."
+)
+@click.option(
+    "--by", default="", metavar="FIELD", help="Also by the values of a column: the 20 most frequent, and others."
+)
+@click.option("--resamples", type=click.IntRange(min=2), default=1000, show_default=True, help="Of users.")
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Of the resamples.")
+@click.option("--json", "json_path", metavar="F", help="Also write all of it to a file.")
+def compare(
+    runs: tuple[str, ...],
+    rows: str | None,
+    folders: tuple[str, ...],
+    steps: tuple[int, ...],
+    by: str,
+    resamples: int,
+    seed: int,
+    json_path: str | None,
+) -> None:
+    """Hold two models against each other on the same rows: differences with intervals by user."""
+    if (len(runs), len(folders)) not in ((2, 0), (0, 2)) or len(steps) not in (0, 2 if runs else 0):
+        raise click.UsageError("--run twice (and --checkpoint twice or not at all), or --predictions twice, is needed")
+    if folders and rows:
+        raise click.UsageError("--data is what runs are scored on; predictions are of their rows already")
+    from trainer import compare_verb  # noqa: PLC0415
+
+    if folders:
+        compare_verb.compare_folders(folders, by, resamples, seed, json_path)
+    else:
+        compare_verb.compare_runs(runs, rows, steps, by, resamples, seed, json_path)
+
+
+@cli.command()
 @click.option("--run", metavar="D", help="Run directory; the lineage of its newest complete checkpoint is audited.")
 @click.option("--find", "segment", metavar="SEGMENT", help="Name the runs that consumed a segment instead.")
 @click.option("--runs", metavar="FOLDER", default="runs", show_default=True, help="Where --find looks for runs.")

@@ -77,6 +77,8 @@ class Detail:
     ) -> None:
         self._schema, self._segments, self._runtime = schema, segments, runtime
         self._by = wanted.by
+        spec = schema.columns.get(wanted.by)
+        self._boundaries = () if spec is None or spec.kind != "bucket" else spec.boundaries
         self._group = schema.supervised_group
         columns = data_columns(schema) if wanted.predictions else {}
         self._named = [name for names in columns.values() for name in names]
@@ -102,6 +104,7 @@ class Detail:
                 group=self._group,
                 time=self._time,
                 by=self._by,
+                boundaries=self._boundaries,
             )
             self._writer = PredictionWriter(Path(wanted.predictions), runtime.rank, self._file_schema())
 
@@ -117,7 +120,7 @@ class Detail:
         codes_S = None
         if self._slicer is not None:
             codes_S = np.zeros(len(kept_S), np.int32)
-            words = as_words(values[self._by], self._schema.columns.get(self._by))
+            words = as_words(values[self._by], self._boundaries)
             codes_S[kept_S] = self._slicer.codes(words, scored.is_example[kept_S])
         if self._writer is not None:
             self._write(host, scored, kept_S, np.repeat(np.arange(len(lengths_R)), lengths_R), values, place_S)

@@ -28,7 +28,8 @@ OWN = {FILE: pa.dictionary(pa.int32(), pa.string()), ROW: pa.int64(), POSITION: 
 @dataclass(frozen=True)
 class Manifest:
     """group: of the supervised positions: "candidates" or "history.NAME". user, time, request, candidate, by: columns
-    of the data that are in the files ("" or none where the schema has none). parts: {file: its rows}."""
+    of the data that are in the files ("" or none where the schema has none). boundaries: of `by`, where it is a bucket
+    column. parts: {file: its rows}."""
 
     run: str
     checkpoint: str
@@ -41,6 +42,7 @@ class Manifest:
     request: tuple[str, ...] = ()
     candidate: tuple[str, ...] = ()
     by: str = ""
+    boundaries: tuple[float, ...] = ()
     parts: dict[str, int] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -123,7 +125,7 @@ def read_manifest(folder: str) -> Manifest:
     path = Path(folder) / SUCCESS
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        lists = {key: tuple(found[key]) for key in ("tasks", "request", "candidate")}
+        lists = {key: tuple(found[key]) for key in ("tasks", "request", "candidate", "boundaries")}
         manifest = Manifest(**(found | lists))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(

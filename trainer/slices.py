@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 import torch.distributed as dist
 
 from pipelines.row_columns import as_type
-from pipelines.schema import Column
 from trainer.wanted import OTHER
 
 MOST_SLICES = 20
@@ -75,10 +74,10 @@ class Slicer:
         return Chosen(tuple(values), others, of_code)
 
 
-def as_words(values: pa.Array, spec: Column | None) -> pa.Array:
-    """Values as strings: of a bucket column its intervals."""
-    if spec is not None and spec.kind == "bucket" and spec.boundaries:
-        return _intervals(values, spec.boundaries)
+def as_words(values: pa.Array, boundaries: tuple[float, ...] = ()) -> pa.Array:
+    """Values as strings: of a bucket column the intervals between its boundaries."""
+    if boundaries:
+        return _intervals(values, boundaries)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     return as_type(values, pa.string())

@@ -31,6 +31,7 @@ NOT_RUN = {
     "tokenformer data movielens": "needs the archive; tests/pipelines/test_movielens.py",
     "tokenformer train --config trainer/configs/movielens.toml": "takes minutes; docs/real_run.py runs it",
     "tokenformer evaluate --run runs/run --data": "twice the same verb is too slow",
+    "tokenformer compare": "two runs, and twice an evaluation; tests/trainer/test_compare.py",
     "tokenformer evaluate --run runs/run --collapse": "tests/trainer/test_collapse.py",
     "tokenformer data prepare --config run.toml": "needs somebody's log; tests/pipelines/test_prepare_change.py",
     "tokenformer plan": "plans a cluster; tests/trainer/test_plan_verb.py",

@@ -55,7 +55,8 @@ def read_state(path: Location, commit: manifest.Commit, schema: Schema | None = 
 
 
 def schema_differences(saved: Schema, current: Schema) -> list[str]:
-    """One phrase per difference that changes what the model means. Where a schema or a column came from does not."""
+    """One phrase per difference that changes what the model means. Where a schema or a column came from does not, nor
+    does a key: no model reads it."""
     before, now = _comparable(saved), _comparable(current)
     differences = [
         f"schema.{key} was {before[key]!r} and is {now[key]!r}"
@@ -77,6 +78,7 @@ def schema_differences(saved: Schema, current: Schema) -> list[str]:
 
 def _comparable(schema: Schema) -> dict[str, Any]:
     dumped = schema.model_dump(mode="json", exclude={"file": True})
+    dumped["columns"] = {n: c for n, c in dumped["columns"].items() if c["role"] != "key" or n == schema.user}
     for column in dumped["columns"].values():
         del column["source"]
     return dumped
