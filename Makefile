@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 free_run = $(shell n=1; dir=runs/$(1); while [ -e $$dir ]; do n=$$((n + 1)); dir=runs/$(1)-$$n; done; echo $$dir)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-movielens test test-all check docs docs-run lock clean
+.PHONY: help setup train train-movielens monitor test test-all check docs docs-run lock clean
 
 help: ## This list.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -43,6 +43,9 @@ train-movielens: setup ## The main job on MovieLens-1M: make train-movielens ZIP
 
 # A file's tests stay together: they share what they set up.
 pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist loadfile
+
+monitor: ## Watch runs/: Prometheus with our alerts, Alertmanager and Grafana where they are installed; on loopback.
+	@deploy/monitor/monitor.sh
 
 test: setup ## The fast tests: under 12 minutes on 2 cores.
 	@$(pytest) -m "not slow"

@@ -1,4 +1,5 @@
-"""Writes the parts of the docs that the code already says: run-file.md and metrics.md.
+"""Writes what the code already says: run-file.md, metrics.md, the runbook's alerts, and from the same tables the rules,
+their tests and the dashboards in deploy/.
 
 Usage: python docs/generate.py (make docs). tests/docs holds the files against what this would write.
 """
@@ -18,9 +19,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 DOCS = Path(__file__).resolve().parent
+RUNBOOK = DOCS / "runbook.md"
 sys.path.insert(0, str(DOCS.parent))
 
 from trainer.config import SECTIONS  # noqa: E402
+from trainer.monitoring.files import files, runbook  # noqa: E402
 from trainer.telemetry.declared import DASHBOARDS, METRICS  # noqa: E402
 
 HEAD = """# The run file
@@ -94,6 +97,8 @@ def pages() -> dict[Path, str]:
     return {
         DOCS / "run-file.md": run_file_page(),
         DOCS / "metrics.md": metrics_page(),
+        RUNBOOK: fill(RUNBOOK.read_text(encoding="utf-8"), "alerts", runbook()),
+        **files(DOCS.parent),
     }
 
 
@@ -189,5 +194,6 @@ def _default(field: FieldInfo) -> str:
 
 if __name__ == "__main__":
     for page, content in pages().items():
+        page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(content, encoding="utf-8")
         print(f"wrote {page.relative_to(DOCS.parent)}")

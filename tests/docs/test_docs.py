@@ -42,6 +42,8 @@ NOT_RUN = {
     "tokenformer checkpoint": "needs a run with several checkpoints; tests/trainer/test_checkpoint_verbs.py",
     "python -m tests.benchmarks.accuracy": "hours of runs; tests/benchmarks/test_accuracy.py",
     "python -m tests.benchmarks.collapse": "minutes of runs, one after another",
+    "deploy/monitor/targets.sh": "goes on for ever; tests/monitoring/test_monitor.py",
+    "docker compose": "needs a container engine; tests/monitoring/test_compose.py holds the file",
     "python score_from_export.py": "is the page's own code; tests/trainer/test_serving.py",
 }
 SHIM = """#!/bin/sh

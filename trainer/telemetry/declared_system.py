@@ -29,43 +29,43 @@ FLEET = (
     Metric(
         "good_seconds",
         "Time in steps whose result survived, since the run's first start",
-        "Training / Goodput",
+        "Training / Where the time went",
         field="goodput.good_seconds",
     ),
     Metric(
         "lost_seconds",
         "All other wall time since the run's first start, by cause",
-        "Training / Lost time",
+        "Training / Where the time went",
         field="goodput.lost_seconds",
         labels=("cause",),
     ),
     Metric(
         "worker_seconds_total",
         "Time that workers were held, summed over workers and starts of the run; the label says what they are",
-        "Training / Cost",
+        "Training / Worker time",
         labels=("device",),
     ),
     Metric(
         "price_per_billion_examples",
         "Worker-hours of the run times telemetry.price_per_worker_hour, over the examples of the run",
-        "Training / Cost",
+        "Training / Price",
         field="price_per_billion_examples",
     ),
 )
 
 CHECKPOINTS = (
     Metric("checkpoints_total", "Checkpoints committed by this process", "System / Checkpoints"),
-    Metric("checkpoint_timestamp_seconds", "When the newest was committed, since 1970", "System / Checkpoints"),
+    Metric("checkpoint_timestamp_seconds", "When the newest was committed, since 1970", "System / Checkpoint age"),
     Metric(
         "checkpoint_age_seconds",
         "Since the newest was begun or loaded, at the time of the scrape",
-        "System / Checkpoints",
+        "System / Checkpoint age",
         alert="TokenformerCheckpointTooOld",
     ),
     Metric("checkpoint_step", "Step of the newest checkpoint", "System / Checkpoints"),
     Metric("checkpoint_save_seconds", "Time the newest took, from its step to its commit", "System / Checkpoint time"),
     Metric("checkpoint_stall_seconds", "Of these, training waited for it", "System / Checkpoint time"),
-    Metric("checkpoint_bytes", "Size of the newest", "System / Checkpoints"),
+    Metric("checkpoint_bytes", "Size of the newest", "System / Checkpoint size"),
 )
 
 # Asked at the time of the scrape.
@@ -103,7 +103,7 @@ MACHINE = (
     Metric(
         "series_left_out",
         "Series that are not exposed because an endpoint has at most 300",
-        "System / Ranks",
+        "System / Series left out",
         scope="rank",
     ),
 )

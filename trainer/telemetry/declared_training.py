@@ -65,23 +65,27 @@ LEARNING = (
         "Training / Loss by slice",
         labels=("task", "slice"),
     ),
-    Metric("eval_ne", "Normalized entropy of the last evaluation", "Training / Evaluation", labels=("split", "task")),
-    Metric("eval_auc", "AUC of the last evaluation", "Training / Evaluation", labels=("split", "task")),
-    Metric("eval_gauc", "AUC averaged over users, last evaluation", "Training / Evaluation", labels=("split", "task")),
+    Metric(
+        "eval_ne", "Normalized entropy of the last evaluation", "Training / Evaluation NE", labels=("split", "task")
+    ),
+    Metric("eval_auc", "AUC of the last evaluation", "Training / Evaluation AUC", labels=("split", "task")),
+    Metric(
+        "eval_gauc", "AUC averaged over users, last evaluation", "Training / Evaluation AUC", labels=("split", "task")
+    ),
     Metric(
         "eval_calibration",
         "Predicted over observed positives, last evaluation",
-        "Training / Evaluation",
+        "Training / Evaluation calibration",
         labels=("split", "task"),
     ),
-    Metric("eval_loss", "Log loss of the last evaluation", "Training / Evaluation", labels=("split", "task")),
+    Metric("eval_loss", "Log loss of the last evaluation", "Training / Evaluation loss", labels=("split", "task")),
     Metric("dense_grad_norm", "L2 norm of the dense gradient before clipping", "Training / Norms", field="grad_norm"),
     Metric("dense_weight_norm", "L2 norm of all dense parameters", "Training / Norms", field="weight_norm"),
     Metric("learning_rate", "Of the dense optimizer", "Training / Learning rate", field="learning_rate"),
     Metric(
         "dense_staleness_steps",
         "Steps between a dense gradient and its update: 1 where train.dense_sync is delayed",
-        "Training / Steps without update",
+        "Training / Staleness",
         field="dense_staleness",
     ),
     Metric(
@@ -127,14 +131,14 @@ SPEED = (
     Metric(
         "steps_total",
         "Optimizer steps since the model's birth",
-        "Training / Progress",
+        "Training / Step",
         scope="rank",
         alert="TokenformerNoProgress",
     ),
     Metric(
         "examples_total",
         "Supervised positions with a label since the model's birth, all ranks",
-        "Training / Progress",
+        "Training / Examples",
         field="examples",
     ),
     Metric("rows_total", "Request rows since the model's birth, all ranks", "Data / Rows", field="rows"),
@@ -155,12 +159,12 @@ SPEED = (
     Metric(
         "flops_per_second",
         "Floating-point operations of the ranker a second, all ranks",
-        "Training / MFU",
+        "Training / FLOPs",
         field="flops_per_second",
     ),
     Metric("mfu", "Model FLOPs utilisation: these over the peak of all workers", "Training / MFU", field="mfu"),
     Metric(
-        "step_seconds", "Wall time of a step, mean since the last log", "Training / Step time", field="step_seconds"
+        "step_seconds", "Wall time of a step, mean since the last log", "Training / Step seconds", field="step_seconds"
     ),
     Metric(
         "data_wait_seconds",
@@ -181,31 +185,31 @@ SPEED = (
     Metric(
         "own_step_seconds",
         "Of a step, what this rank spends without waiting for others: reading, copying, forward, optimizer",
-        "System / Ranks",
+        "System / Own time of a step",
         field="own_seconds",
         scope="rank",
     ),
     Metric(
         "slowest_rank_step_seconds",
         "The largest own_step_seconds of all ranks; the labels say whose",
-        "System / Ranks",
+        "System / Slowest rank",
         labels=("slowest", "host"),
         alert="TokenformerRankSlow",
     ),
     Metric(
         "median_rank_step_seconds",
         "The median own_step_seconds of all ranks",
-        "System / Ranks",
+        "System / Slowest rank",
         field="median_rank_seconds",
     ),
-    Metric("epoch", "Of the data, from 0", "Training / Progress", field="epoch"),
+    Metric("epoch", "Of the data, from 0", "Training / Epoch", field="epoch"),
     Metric(
         "epoch_progress",
         "Global batches of the epoch that are done over all; an estimate where not all footers are read",
-        "Training / Progress",
+        "Training / Epoch progress",
         field="epoch_progress",
     ),
-    Metric("left_seconds", "Estimated time to the end of the run", "Training / Progress", field="seconds_left"),
+    Metric("left_seconds", "Estimated time to the end of the run", "Training / Time left", field="seconds_left"),
 )
 
 DATA = (
@@ -232,7 +236,7 @@ DATA = (
     Metric(
         "data_lag_seconds",
         "Now less the newest event time trained on; at the time of the scrape",
-        "Data / Trained through",
+        "Data / Lag",
         alert="TokenformerTrainedThroughLagging",
     ),
     Metric(
