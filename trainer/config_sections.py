@@ -157,7 +157,8 @@ class Checkpoint(Frozen):
 class Telemetry(Frozen):
     """`[telemetry]`.
 
-    prometheus: an endpoint per rank. port: of rank 0's, rank r listens on port + r; 0 = any free port (printed).
+    prometheus: an endpoint per rank. port: of a host's first rank, its others listen on port + 1, 2, …;
+    0 = any free port (printed).
     host: where it listens; loopback by default, anything else is announced.
     linger_seconds: at the end an endpoint that was ever scraped stays until its final values are scraped, at most so
                long. One that nothing scraped, or of a run that was stopped or failed, ends at once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -30,7 +31,8 @@ UNKNOWN = float("nan")
 
 
 class Prometheus:
-    """Listens on host : port + rank from construction on. Rank 0 tells all metrics, other ranks those of scope "rank".
+    """Listens on host : port + rank on this host from construction on. Rank 0 tells all metrics, other ranks those of
+    scope "rank".
 
     probe: asked for the machine's figures at every scrape. url: of the endpoint; port: as bound.
     Raises ConfigError: the port is taken, or the host is not one of this machine's.
@@ -49,7 +51,9 @@ class Prometheus:
         self._saved_at: float | None = None  # by time.monotonic
         self._set_first(rank, tasks, world_size)
         self._ask_at_scrapes(probe or Probe(Path(), of_job=rank == 0))
-        port = config.port + rank if config.port else 0
+        # The same ports on every host: what finds endpoints by host, as on Kubernetes, knows no rank.
+        local_rank = int(os.environ.get("LOCAL_RANK", str(rank)))
+        port = config.port + local_rank if config.port else 0
         try:
             if port > 65535:
                 raise OSError(0, "ports end at 65535")
@@ -57,7 +61,7 @@ class Prometheus:
         except OSError as error:
             raise ConfigError(
                 f"telemetry.port {config.port}: rank {rank} cannot listen on {config.host}:{port} ({error.strerror}) → "
-                "every rank needs port + rank for itself → --telemetry.port 0 takes any free one, "
+                "every rank of a host needs a port for itself, port + 0, 1, … → --telemetry.port 0 takes any free one, "
                 "--telemetry.prometheus false does without"
             ) from error
         host = f"[{config.host}]" if ":" in config.host else config.host
