@@ -22,17 +22,14 @@ ARMS = {
 def ablation_table(results: Results) -> str:
     """Seed by seed against TokenFormer's final runs: the same first weights and batches where shapes allow."""
     base = {line["seed"]: line for line in finished(base_runs(), results)}
-    rows = [["", "2F2S, windows 32, 16", mean_of(list(base.values()), "test", "auc"), "", ""]]
+    rows = [["", "2F2S, windows 32, 16", mean_of(list(base.values()), "test", "auc"), ""]]
     for name, variants in ABLATIONS.items():
         runs = ablation_runs(name)
         for variant in variants:
             found = finished(runs.get(variant, []), results)
             apart = differences(found, base)
-            cost = [line["seconds"] / base[line["seed"]]["seconds"] for line in found if line["seed"] in base]
-            rows.append(
-                [name, variant, mean_of(found, "test", "auc"), permille(apart), f"{mean(cost):.2f}" if cost else NONE]
-            )
-    return table(["", "TokenFormer", "test AUC", "difference, ‰", "time"], rows)
+            rows.append([name, variant, mean_of(found, "test", "auc"), permille(apart)])
+    return table(["", "TokenFormer", "test AUC", "difference, ‰"], rows)
 
 
 def claims_table(results: Results) -> str:
@@ -67,8 +64,9 @@ def collapse_table(results: Results) -> str:
     arms = {**{arm: of[row] for arm, row in ARMS.items()}, "TokenFormer (both)": base_runs()}
     for arm, runs in arms.items():
         looks = [line["collapse"] for line in finished(runs, results) if line.get("collapse")]
-        ranks = [layers([look["effective_rank"][kind] for look in looks]) for kind in ("sequence", "field")]
-        on_fields = [[100 * share for share in look["on_fields"]] for look in looks if look["on_fields"]]
+        of_kind = [[look["effective_rank"].get(kind) for look in looks] for kind in ("sequence", "field")]
+        ranks = [layers([values for values in found if values]) for found in of_kind]
+        on_fields = [[100 * share for share in look["on_fields"]] for look in looks if of_kind[1][0]]
         top = [look["effective_rank"]["sequence"][-1] for look in looks]
         extremes = f"{min(top):.1f}–{max(top):.1f} ({len(top)})" if top else NONE
         rows.append([arm, ranks[0], extremes, ranks[1], layers(on_fields)])

@@ -186,8 +186,8 @@ def _first() -> Iterator[Run]:
     last30 = [last30_runs(ranker) for ranker in RANKERS]
     ablated = {row: runs for table in FIRST_ABLATIONS for row, runs in ablation_runs(table).items()}
     yield from (runs[0] for runs in last30)
-    yield request_runs("tokenformer")[0]
     yield from (runs[0] for runs in (base_runs(), *(ablated[row] for row in FIRST_ROWS)))
+    yield from (request_runs(ranker)[0] for ranker in ("tokenformer", "din", "dcnv2"))
     yield from (runs[1] for runs in last30 if runs[0].ranker not in SUPERVISED_BY_REQUEST)  # twice the cost: later
     yield from chain.from_iterable(live_runs(ranker) for ranker in RANKERS_FIRST if ranker in RANKERS)
     yield three_runs("transformer", "long")[0]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from tests.benchmarks.accuracy_cells import NONE, auc_of, count, finished, mean_of, minutes, table
@@ -81,7 +80,7 @@ def state(results: Results) -> str:
 
 def last30_table(results: Results) -> str:
     """Published figures first, then ours."""
-    rows = [[f"*{name}*", "", "", auc, loss, "", ""] for name, auc, loss in PUBLISHED]
+    rows = [[f"*{name}*", "", "", auc, loss, ""] for name, auc, loss in PUBLISHED]
     wanted = [(ranker, last30_runs(ranker)) for ranker in RANKERS]
     wanted += [(f"{ranker}, by request", request_runs(ranker)) for ranker in RANKERS]
     for name, runs in wanted:
@@ -96,10 +95,9 @@ def last30_table(results: Results) -> str:
                 mean_of(found, "test", "auc"),
                 mean_of(found, "test", "loss"),
                 mean_of(found, "test", "calibration", 3),
-                minutes(mean(line["seconds"] for line in found)) if found else NONE,
             ]
         )
-    heads = ["ranker", "dense parameters", "valid AUC", "test AUC", "test log loss", "calibration", "minutes"]
+    heads = ["ranker", "dense parameters", "valid AUC", "test AUC", "test log loss", "calibration"]
     return table(heads, rows)
 
 
@@ -204,10 +202,9 @@ def live_table(results: Results) -> str:
                 mean_of(found, "held_out", "auc", 4),
                 mean_of(found, "held_out", "calibration", 3),
                 f"{apart[0]:.1%}" if apart else NONE,
-                minutes(mean(line["seconds"] for line in found)) if found else NONE,
             ]
         )
-    heads = ["ranker", "NE", "AUC", "calibration", "AUC after", "calibration after", "seeds apart", "minutes"]
+    heads = ["ranker", "NE", "AUC", "calibration", "AUC after", "calibration after", "seeds apart"]
     return table(heads, rows)
 
 
