@@ -18,7 +18,6 @@ from tests.benchmarks.accuracy_settings import (
     KNOBS,
     RANKERS,
     RATES,
-    SUPERVISED_BY_REQUEST,
     Settings,
     settings_hash,
     settings_of,
@@ -188,7 +187,8 @@ def _first() -> Iterator[Run]:
     yield from (runs[0] for runs in last30)
     yield from (runs[0] for runs in (base_runs(), *(ablated[row] for row in FIRST_ROWS)))
     yield from (request_runs(ranker)[0] for ranker in ("tokenformer", "din", "dcnv2"))
-    yield from (runs[1] for runs in last30 if runs[0].ranker not in SUPERVISED_BY_REQUEST)  # twice the cost: later
+    yield from (last30_runs(ranker)[1] for ranker in RANKERS_FIRST if ranker in RANKERS)
+    yield request_runs("tokenformer")[1]
     yield from chain.from_iterable(live_runs(ranker) for ranker in RANKERS_FIRST if ranker in RANKERS)
     yield three_runs("transformer", "long")[0]
     yield from (runs[1] for runs in last30)
