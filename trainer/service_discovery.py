@@ -8,6 +8,7 @@ import sys
 import torch.distributed as dist
 
 from trainer.config import Config
+from trainer.job import StopSignal
 from trainer.run_dir import RunDir
 from trainer.runtime import Runtime
 from trainer.telemetry import targets
@@ -39,12 +40,12 @@ def publish(run_dir: RunDir, config: Config, telemetry: Telemetry, runtime: Runt
     log.info("Prometheus finds all ranks by %s", run_dir.prometheus_targets)
 
 
-def withdraw(run_dir: RunDir, telemetry: Telemetry, runtime: Runtime, linger: bool) -> None:
-    """Collective: the run ended as it should. linger: until the final values of every rank were scraped."""
+def withdraw(run_dir: RunDir, telemetry: Telemetry, runtime: Runtime, stop: StopSignal) -> None:
+    """Collective: the run ended as it should. It goes when the final values of every rank were scraped, or at once
+    where somebody wants it to stop."""
     if telemetry.endpoint is None:
         return
-    if linger:
-        telemetry.linger()
-        dist.barrier(group=runtime.control)  # a target that is gone is not scraped
+    telemetry.linger(stop.requested)
+    dist.barrier(group=runtime.control)  # a target that is gone is not scraped
     if runtime.is_first:
         targets.remove(run_dir.prometheus_targets)

@@ -159,7 +159,7 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
             runtime.beats.beat(state.step, "ending")
             result = how_it_ended(telemetry.finish(), trainer.ending, run_dir, config)
             telemetry.ended = "stopped" if trainer.stopped_early else "reached"
-            withdraw(run_dir, telemetry, runtime, linger=not trainer.stopped_early)
+            withdraw(run_dir, telemetry, runtime, job.stop)
             return result
         finally:
             telemetry.close()

@@ -15,12 +15,12 @@ from trainer.errors import ConfigError
 from trainer.telemetry.declared import DASHBOARDS, METRICS, Metric
 from trainer.telemetry.prometheus import Prometheus
 
-LABELS = {"task", "split", "rank", "name", "table", "part", "tokens", "queries", "layer", "cause", "device"}
+LABELS = {"task", "split", "rank", "name", "table", "part", "tokens", "queries", "layer", "cause", "device", "slice"}
 LABELS |= {"slowest", "host", "version", "commit", "torch", "torchrec", "ray", "python"}
 
 
 def _tell_everything(endpoint: Prometheus) -> None:
-    endpoint.train(TRAIN)
+    endpoint.train(replace(TRAIN, slices={"de": {"click": ONE_CLASS}}))
     endpoint.train(replace(TRAIN, step=420, loss=float("inf"), tasks={"click": ONE_CLASS}, tables={"item": ITEM}))
     endpoint.eval(replace(EVAL, collapse=COLLAPSE))
     endpoint.checkpoint(400, 12_345, 2.5)
@@ -124,5 +124,6 @@ def test_the_endpoint_lingers_until_the_final_values_are_scraped() -> None:
         assert _scrape(endpoint.url)["tokenformer_loss", ()] == 0.4123
         lingering.join(timeout=30)
         assert not lingering.is_alive()
+        endpoint.linger(stop=lambda: True)  # at once: somebody wants it to stop
     finally:
         endpoint.close()

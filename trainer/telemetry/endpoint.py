@@ -12,6 +12,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
+STOP_SECONDS = 0.25  # how soon a wish to stop is heard
+
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
@@ -21,7 +23,6 @@ class Endpoint:
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
         self._change = threading.Condition()
         self._newest: float | None = None  # when the newest scrape that was answered in full began
-        self._released = False
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         kind = type("Server", (ThreadingWSGIServer,), {"address_family": family})
         app: App = make_wsgi_app(registry)
@@ -35,19 +36,17 @@ class Endpoint:
         """Whether anybody ever read it."""
         return self._newest is not None
 
-    def wait_for_scrape(self, timeout: float) -> bool:
-        """Until a scrape that begins from now on is answered, `release` is called, or the time is over: whether there
-        was one."""
+    def wait_for_scrape(self, timeout: float, stop: Callable[[], bool]) -> bool:
+        """Until a scrape that begins from now on is answered, `stop` says so, or the time is over: whether there was
+        one."""
         since = time.monotonic()
         with self._change:
-            self._change.wait_for(lambda: self._released or self._scraped_since(since), timeout)
-            return self._scraped_since(since)
-
-    def release(self) -> None:
-        """Whoever waits, waits no more."""
-        with self._change:
-            self._released = True
-            self._change.notify_all()
+            while not (done := self._scraped_since(since)) and not stop():
+                left = since + timeout - time.monotonic()
+                if left <= 0:
+                    break
+                self._change.wait(min(left, STOP_SECONDS))
+            return done
 
     def close(self) -> None:
         """The port is free when this returns."""

@@ -129,17 +129,14 @@ class Prometheus:
         """One more."""
         self._series.add("events_total", name)
 
-    def linger(self) -> None:
-        """Until the final values were scraped, at most linger_seconds; where nobody ever scraped, not at all."""
+    def linger(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Until the final values were scraped, at most linger_seconds, or `stop` says so; not at all where nobody ever
+        scraped."""
         if not self._linger_seconds or not self._endpoint.was_scraped:
             return
         log.info("the final metrics stay at %s until they are scraped, at most %g s", self.url, self._linger_seconds)
-        if not self._endpoint.wait_for_scrape(self._linger_seconds):
+        if not self._endpoint.wait_for_scrape(self._linger_seconds, stop) and not stop():
             log.warning("nothing scraped the final metrics at %s within %g s", self.url, self._linger_seconds)
-
-    def release(self) -> None:
-        """Ends the lingering, from another thread."""
-        self._endpoint.release()
 
     def close(self) -> None:
         """The port is free. May be called twice."""

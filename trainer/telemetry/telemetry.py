@@ -4,7 +4,7 @@ endpoint."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -194,10 +194,10 @@ class Telemetry:
             "places": {what: str(where) for what, where in places.items() if where is not None},
         }
 
-    def linger(self) -> None:
+    def linger(self, stop: Callable[[], bool]) -> None:
         """At a run's own end, on every rank: until the final values were scraped, as configured."""
         if self._prometheus is not None:
-            self._prometheus.linger()
+            self._prometheus.linger(stop)
 
     def close(self) -> None:
         """Files are flushed, the endpoint's port is free. May be called twice."""
