@@ -3,7 +3,9 @@ query is one that a real Prometheus answers."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -87,6 +89,12 @@ def test_every_declared_metric_is_shown_where_it_says_and_nothing_else_is_asked_
     read = set().union(*shown.values())
     assert read - DECLARED.keys() - RAY_METRICS.keys() == set()
     assert RAY_METRICS.keys() <= read
+
+
+def test_rays_metrics_are_those_of_rays_own_dashboards() -> None:
+    (folder,) = importlib.util.find_spec("ray").submodule_search_locations  # type: ignore[union-attr, misc]
+    own = "".join(path.read_text() for path in Path(folder).glob("dashboard/modules/metrics/dashboards/*_panels.py"))
+    assert {name for name in RAY_METRICS if not re.search(rf"\b{name}\b", own)} == set()
 
 
 def test_a_metric_that_comes_later_finds_its_place() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from tests.monitoring.programs import PROMETHEUS, ROOT, program, said
 from trainer.monitoring.alerts import ALERTS
 from trainer.monitoring.cases import CASES
+from trainer.monitoring.dashboards import dashboards
 from trainer.monitoring.promql import metrics_in
 from trainer.monitoring.recording import RECORDINGS
 from trainer.telemetry.declared import METRICS
@@ -67,6 +69,14 @@ def test_alerts_and_metrics_name_each_other() -> None:
     recorded = {rule.name for rule in RECORDINGS}
     used = {name for alert in ALERTS for name in metrics_in(alert.expr) if ":" in name}
     assert used == recorded
+
+
+def test_panels_that_the_runbook_names_are_there() -> None:
+    titles = {panel.title for dashboard in dashboards() for panel in dashboard.panels}
+    page = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![*\w])\*([A-Z][^*\n]+)\*(?!\*)", page))
+    assert len(named) > 8
+    assert named - titles == set()
 
 
 def test_metrics_of_an_expression() -> None:

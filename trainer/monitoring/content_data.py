@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.monitoring.panels import RUN, Dashboard, Panel, Query, growth, ray
+from trainer.monitoring.panels import ONCE, RUN, Dashboard, Panel, Query, growth, ray
 
 FLOW = (
     Panel(
@@ -41,19 +41,24 @@ READERS = (
     Panel(
         "Rows out of Ray Data",
         "Of each operator, a second. The slowest one limits the others.",
-        (ray("sum by (dataset, operator) (rate(ray_data_output_rows{}[5m]))", "{{dataset}} · {{operator}}"),),
+        (
+            ray(
+                f"sum by (dataset, operator) ({ONCE} (rate(ray_data_output_rows{{}}[5m])))",
+                "{{dataset}} · {{operator}}",
+            ),
+        ),
         low=0,
     ),
     Panel(
         "CPUs of Ray Data",
         "Logical CPUs that an operator's tasks hold.",
-        (ray("sum by (dataset, operator) (ray_data_cpu_usage_cores{})", "{{dataset}} · {{operator}}"),),
+        (ray(f"sum by (dataset, operator) ({ONCE} (ray_data_cpu_usage_cores{{}}))", "{{dataset}} · {{operator}}"),),
         low=0,
     ),
     Panel(
         "Blocks of Ray Data",
         "In the object store, of each operator: grows where the next one is slower.",
-        (ray("sum by (dataset, operator) (ray_data_current_bytes{})", "{{dataset}} · {{operator}}"),),
+        (ray(f"sum by (dataset, operator) ({ONCE} (ray_data_current_bytes{{}}))", "{{dataset}} · {{operator}}"),),
         unit="bytes",
         low=0,
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.monitoring.panels import RUN, Dashboard, Panel, Query, of_run, ray
+from trainer.monitoring.panels import ONCE, RUN, Dashboard, Panel, Query, of_run, ray
 
 RANKS = (
     Panel(
@@ -41,6 +41,7 @@ RANKS = (
                 "Python {{python}}",
             ),
         ),
+        kind="name",
     ),
     Panel("Series left out", "Not exposed because an endpoint has at most 300.", low=0),
 )
@@ -70,11 +71,8 @@ CHECKPOINTS = (
     ),
     Panel("Checkpoint time", "From the step to the commit; of it, what training waited.", unit="s", low=0),
     Panel("Checkpoint size", "Of the newest.", unit="bytes", low=0),
-    Panel(
-        "Checkpoints",
-        "Committed by this start, and the step of the newest.",
-        (of_run("checkpoints_total", name="committed"), of_run("checkpoint_step", name="step")),
-    ),
+    Panel("Checkpoints", "Committed by this start.", (of_run("checkpoints_total"),), low=0),
+    Panel("Checkpoint step", "Of the newest; the difference to *Step* is what a crash would cost."),
 )
 NODES = (
     Panel(
@@ -106,7 +104,7 @@ NODES = (
     Panel(
         "Object store of Ray's nodes",
         "By where the objects are.",
-        (ray("sum by (instance, Location) (ray_object_store_memory{})", "{{instance}} · {{Location}}"),),
+        (ray(f"sum by (instance, Location) ({ONCE} (ray_object_store_memory{{}}))", "{{instance}} · {{Location}}"),),
         unit="bytes",
         low=0,
     ),

@@ -44,13 +44,14 @@ NOW = (
 LEARNING = (
     Panel("Loss", "Mean of the good steps since the last log. A gap: every step was skipped."),
     Panel("Normalized entropy", "Before each update. Below 1 beats the base rate; lifetime: since the model's birth."),
-    Panel("AUC", "Before each update: what users of the newest weights would have seen.", low=0.5),
+    Panel("AUC", "Before each update: what users of the newest weights would have seen."),
     Panel("Calibration", "Predicted over observed positives before each update; 1 is right."),
     Panel("Loss by slice", "Log loss of each value of `telemetry.slice_by`, before each update."),
     Panel("Normalized entropy by slice", "One slice that rises while the others do not: look at its data."),
-    Panel("AUC by slice", "Within each value of `telemetry.slice_by`.", low=0.5),
+    Panel("AUC by slice", "Within each value of `telemetry.slice_by`."),
     Panel("Calibration by slice", "Right as a whole may be wrong for every part."),
-    Panel("Norms", "Of the dense gradient before clipping, and of all dense parameters."),
+    Panel("Gradient norm", "Of the dense gradient, before clipping."),
+    Panel("Weight norm", "Of all dense parameters."),
     Panel("Learning rate", "Of the dense optimizer.", unit="sci"),
     Panel(
         "Steps without update",
@@ -61,7 +62,7 @@ LEARNING = (
 )
 EVALUATION = (
     Panel("Evaluation NE", "Of the last evaluation of each split."),
-    Panel("Evaluation AUC", "Of the last evaluation of each split: AUC, and GAUC where users are known.", low=0.5),
+    Panel("Evaluation AUC", "Of the last evaluation of each split: AUC, and GAUC where users are known."),
     Panel("Evaluation calibration", "Predicted over observed positives of the last evaluation; 1 is right."),
     Panel("Evaluation loss", "Log loss of the last evaluation."),
     Panel("Evaluations without improvement", "In a row: where early stopping is on, how near it is."),

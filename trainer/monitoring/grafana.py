@@ -15,6 +15,7 @@ from trainer.monitoring.panels import COLUMNS, Dashboard, Panel, lines_of
 
 SOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
 TAG = "tokenformer"
+INSTANT = ("stat", "name")
 
 
 def dashboard_json(content: Dashboard) -> str:
@@ -60,7 +61,7 @@ def _placed(content: Dashboard) -> Iterator[dashboard.Panel | dashboard.RowPanel
 
 
 def _panel(panel: Panel, number: int, place: dashboard.GridPos) -> dashboard.Panel:
-    made = _stat() if panel.kind == "stat" else _lines(stacked=panel.kind == "stacked")
+    made = _stat(panel.kind == "name") if panel.kind in INSTANT else _lines(stacked=panel.kind == "stacked")
     made = (
         made.id(number).title(panel.title).description(panel.says).unit(panel.unit).grid_pos(place).datasource(SOURCE)
     )
@@ -70,7 +71,7 @@ def _panel(panel: Panel, number: int, place: dashboard.GridPos) -> dashboard.Pan
         made = made.max(panel.high)
     for letter, query in zip("ABCDEFGHIJKLMNOP", panel.queries, strict=False):
         target = prometheus.Dataquery().expr(query.expr).legend_format(query.legend).ref_id(letter).datasource(SOURCE)
-        made = made.with_target(target.instant() if panel.kind == "stat" else target.range())
+        made = made.with_target(target.instant() if panel.kind in INSTANT else target.range())
     return made.build()
 
 
@@ -90,14 +91,14 @@ def _lines(stacked: bool) -> timeseries.Panel:
     return made
 
 
-def _stat() -> stat.Panel:
-    """The newest value, in large letters."""
+def _stat(names: bool) -> stat.Panel:
+    """The newest value, or what the legend says of it, in large letters."""
     return (
         stat.Panel()
         .reduce_options(common_builders.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
         .graph_mode(common.BigValueGraphMode.NONE)
         .color_mode(common.BigValueColorMode.NONE)
-        .text_mode(common.BigValueTextMode.AUTO)
+        .text_mode(common.BigValueTextMode.NAME if names else common.BigValueTextMode.AUTO)
     )
 
 

@@ -12,8 +12,9 @@ from typing import Literal
 
 from trainer.monitoring.promql import metrics_in
 
-Kind = Literal["lines", "stacked", "stat"]
+Kind = Literal["lines", "stacked", "stat", "name"]
 COLUMNS = 24  # of Grafana's grid
+ONCE = "max without (job, run, node)"  # a node of Ray may be found twice: by Ray's own file, and by the run's
 RUN = 'run=~"$run"'
 _BEFORE = {"rank": "rank ", "slowest": "rank ", "layer": "layer "}  # words that stand before a label's value
 RANK = 'run=~"$run", rank=~"$rank"'
@@ -30,8 +31,9 @@ class Query:
 @dataclass(frozen=True)
 class Panel:
     """title: unique in its dashboard; a metric's `panel` is "Dashboard / title". says: how to read it. queries: those
-    that are not made from the panel's metrics. unit: Grafana's name of one. width, height: cells of a grid of 24
-    columns. low, high: of the axis, where they are known.
+    that are not made from the panel's metrics. unit: Grafana's name of one. kind: "stat" shows the newest value, "name"
+    its legend. width, height: cells of a grid of 24 columns; a line that is not full is stretched. low, high: of the
+    axis, where they are known.
     """
 
     title: str
@@ -70,16 +72,15 @@ class Dashboard:
 
 
 def lines_of(panels: tuple[Panel, ...]) -> list[list[tuple[Panel, int, int]]]:
-    """Panels side by side, as many as fit a line: (panel, x, width). A line that is not full is stretched."""
-    lines: list[list[Panel]] = [[]]
-    for panel in panels:
-        if lines[-1] and sum(other.width for other in lines[-1]) + panel.width > COLUMNS:
-            lines.append([])
-        lines[-1].append(panel)
+    """Panels of one width side by side, about as many in every line, each line full: [[(panel, x, width)]]."""
+    fit = max(1, COLUMNS // max((panel.width for panel in panels), default=COLUMNS))
+    count = -(-len(panels) // fit)
+    ends = [round(len(panels) * n / count) for n in range(count + 1)]
+    lines = [panels[begin:end] for begin, end in pairwise(ends)]
     return [[(panel, x, width) for panel, (x, width) in zip(line, _stretched(line), strict=True)] for line in lines]
 
 
-def _stretched(line: list[Panel]) -> list[tuple[int, int]]:
+def _stretched(line: tuple[Panel, ...]) -> list[tuple[int, int]]:
     """(x, width) of each, proportional to their widths, with no column left."""
     ends, total, so_far = [0], sum(panel.width for panel in line), 0
     for panel in line:

@@ -62,7 +62,7 @@ CHECKPOINTS = (
         "System / Checkpoint age",
         alert="TokenformerCheckpointTooOld",
     ),
-    Metric("checkpoint_step", "Step of the newest checkpoint", "System / Checkpoints"),
+    Metric("checkpoint_step", "Step of the newest checkpoint", "System / Checkpoint step"),
     Metric("checkpoint_save_seconds", "Time the newest took, from its step to its commit", "System / Checkpoint time"),
     Metric("checkpoint_stall_seconds", "Of these, training waited for it", "System / Checkpoint time"),
     Metric("checkpoint_bytes", "Size of the newest", "System / Checkpoint size"),

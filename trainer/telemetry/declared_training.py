@@ -79,8 +79,13 @@ LEARNING = (
         labels=("split", "task"),
     ),
     Metric("eval_loss", "Log loss of the last evaluation", "Training / Evaluation loss", labels=("split", "task")),
-    Metric("dense_grad_norm", "L2 norm of the dense gradient before clipping", "Training / Norms", field="grad_norm"),
-    Metric("dense_weight_norm", "L2 norm of all dense parameters", "Training / Norms", field="weight_norm"),
+    Metric(
+        "dense_grad_norm",
+        "L2 norm of the dense gradient before clipping",
+        "Training / Gradient norm",
+        field="grad_norm",
+    ),
+    Metric("dense_weight_norm", "L2 norm of all dense parameters", "Training / Weight norm", field="weight_norm"),
     Metric("learning_rate", "Of the dense optimizer", "Training / Learning rate", field="learning_rate"),
     Metric(
         "dense_staleness_steps",
