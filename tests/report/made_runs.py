@@ -106,7 +106,11 @@ def train_line(number: int, lines: int, pause: float, chance: random.Random, tas
             "share": 0.9 * done**0.2,
             "lost_seconds": {"start_up": 8.0, "evaluation": 9 * done, "down": 30.0 * (pause > 0), "bad_steps": 0.0},
         },
-        "system": {"process_resident_bytes": 2.1e9 + 3e8 * done, "disk_free_bytes": 4e11},
+        "system": {
+            "process_resident_bytes": 2.1e9 + 3e8 * done,
+            "host_memory_bytes": 3.2e10,
+            "disk_free_bytes": 4e11,
+        },
         "queues": {"read": {"depth": 2 + chance.random()}, "write": {"depth": 1.0}},
         "slices": {"by": "country", "values": {value: {tasks[0]: scores(done, chance)} for value in ("3", "17")}},
         "step_split": split,

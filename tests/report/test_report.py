@@ -79,7 +79,7 @@ def test_a_page_holds_what_the_run_told(tmp_path: Path) -> None:
     total = np.sum([curve["values"] for curve in split], axis=0)
     assert total == pytest.approx([line["step_seconds"] for line in told], rel=1e-4)
     memory = {curve["group"]: curve["values"][-1] for curve in found["Memory"]["curves"]}
-    assert memory == {"Process resident bytes": pytest.approx(2.4e9, rel=1e-3)}
+    assert memory == {"Process resident bytes": pytest.approx(2.4e9, rel=1e-3), "Host memory bytes": 3.2e10}
     queues = {curve["group"]: curve["values"][-1] for curve in found["Queues · Depth"]["curves"]}
     assert queues.keys() == {"Read", "Write"}  # figures that nothing here has heard of
     lost = {curve["group"]: curve["values"][-1] for curve in found["Lost time"]["curves"]}
