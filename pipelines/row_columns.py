@@ -24,6 +24,8 @@ from pipelines.storage import open_file
 
 KEPT_GROUPS = 3  # rows of a batch come from one row group or two, and batches in order
 
+MOST_FOOTERS = 64
+
 
 class RowColumns:
     """Reads the row groups that rows are in, these columns only, and keeps the last few: what it holds does not grow
@@ -95,15 +97,15 @@ class RowColumns:
 
 
 def column_types(files: Sequence[str], names: Sequence[str], retries: int = READ_RETRIES) -> dict[str, pa.DataType]:
-    """Of the columns that are in the files, lists taken off or not: as the first file that has it says, numbers and
-    strings in their widest form. Reads footers until all are found."""
+    """Of the columns that are in the files, as the first file that has it says. Looks into the footers of a few files
+    from all over the list, until all are found."""
 
     def schema_of(path: str) -> pa.Schema:
         with open_file(path) as source:
             return pq.read_schema(source)
 
     found: dict[str, pa.DataType] = {}
-    for path in files:
+    for path in files[:: max(1, len(files) // MOST_FOOTERS)]:
         missing = [name for name in names if name not in found]
         if not missing:
             break
@@ -130,19 +132,24 @@ def widest(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def per_position(column: pa.ChunkedArray, lengths_R: Int64) -> tuple[pa.Array, Int64]:
-    """Of each row's list the last `lengths` elements, row after row [S], and their places in it, from 0. Raises
-    DataError for a list that is shorter."""
+def list_lengths(column: pa.ChunkedArray) -> Int64:
+    """Of each row's list; 0 where it is null. [R]"""
+    lengths: Int64 = np.diff(list_parts(one_array(column))[1])
+    return lengths
+
+
+def per_position(name: str, column: pa.ChunkedArray, lengths_R: Int64, whole_R: Int64) -> tuple[pa.Array, Int64]:
+    """Of each row's list the last `lengths` elements, row after row [S], and their places in it, from 0. whole: how
+    long the lists are. Raises DataError where one is not."""
     elements, offsets = list_parts(one_array(column))
-    ends_R = offsets[1:]
-    if (np.diff(offsets) < lengths_R).any():
+    if not np.array_equal(np.diff(offsets), whole_R):
         raise DataError(
-            "a list is shorter than the positions that were scored → lists of a group have one length a row"
+            f"column '{name}' has lists that are not as long as those of the labels → one value belongs to each"
+            " position that is scored → name another column"
         )
     within_S = np.arange(int(lengths_R.sum())) - np.repeat(np.cumsum(lengths_R) - lengths_R, lengths_R)
-    from_S = np.repeat(ends_R - lengths_R, lengths_R) + within_S
-    place_S = from_S - np.repeat(offsets[:-1], lengths_R)
-    return elements.take(pa.array(from_S)), place_S
+    from_S = np.repeat(offsets[1:] - lengths_R, lengths_R) + within_S
+    return elements.take(pa.array(from_S)), from_S - np.repeat(offsets[:-1], lengths_R)
 
 
 def repeated(column: pa.ChunkedArray, lengths_R: Int64) -> pa.Array:

@@ -5,6 +5,7 @@ Sizes: R request rows · S supervised positions · K tasks.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +18,16 @@ import pyarrow as pa
 import torch.distributed as dist
 
 from pipelines.batch import TRAINED, Batch, Int64
-from pipelines.row_columns import RowColumns, as_type, column_types, is_list, per_position, repeated, widest
+from pipelines.row_columns import (
+    RowColumns,
+    as_type,
+    column_types,
+    is_list,
+    list_lengths,
+    per_position,
+    repeated,
+    widest,
+)
 from pipelines.schema import Schema
 from pipelines.segments import Segment
 from trainer.errors import ConfigError
@@ -29,6 +39,8 @@ from trainer.runtime import Runtime
 from trainer.slices import Slicer, as_words
 from trainer.telemetry.records import Slices
 from trainer.wanted import Wanted
+
+log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 Of = Mapping[str, Mapping[str, Array]]
@@ -80,11 +92,15 @@ class Detail:
         spec = schema.columns.get(wanted.by)
         self._boundaries = () if spec is None or spec.kind != "bucket" else spec.boundaries
         self._group = schema.supervised_group
+        # It is in every file: it says how long lists were before they were cut.
+        self._label = next(task.label for task in schema.tasks.values() if task.label)
         columns = data_columns(schema) if wanted.predictions else {}
         self._named = [name for names in columns.values() for name in names]
         files = [file for segment in segments for file in segment.files]
-        names = list(dict.fromkeys([*self._named, *([self._by] if self._by else []), *_anchor(schema)]))
+        names = list(dict.fromkeys([*self._named, *([self._by] if self._by else []), self._label]))
         kinds = column_types(files, names)
+        for name in sorted(set(self._named) - kinds.keys()):
+            log.warning("column '%s' is in none of the files that were looked at → predictions are without it", name)
         self._in_group = {n for n in kinds if is_list(kinds[n]) and _may_be_listed(schema, n)}
         self._kinds = {n: widest(kind.value_type if n in self._in_group else kind) for n, kind in kinds.items()}
         if self._by:
@@ -162,9 +178,10 @@ class Detail:
         files = self._segments[host.position.segment].files
         table = self._rows.take(files, host.file[rows], host.row[rows])
         values, place_S = {}, np.arange(total) - np.repeat(np.cumsum(lengths_R) - lengths_R, lengths_R)
+        whole_R = list_lengths(table[self._label]) if self._label in self._in_group else lengths_R
         for name, kind in self._kinds.items():
             if name in self._in_group:
-                column, place_S = per_position(table[name], lengths_R)
+                column, place_S = per_position(name, table[name], lengths_R, whole_R)
             else:
                 column = repeated(table[name], lengths_R)
             values[name] = as_type(column, kind)
@@ -259,12 +276,6 @@ def time_column(schema: Schema) -> str:
     if schema.supervision == "history":
         return schema.histories[schema.supervised_history].time
     return schema.column_with_role("time") or ""
-
-
-def _anchor(schema: Schema) -> list[str]:
-    """A column of the supervised group that is in every file: it says how long lists were before they were cut."""
-    labels = [task.label for task in schema.tasks.values() if task.label]
-    return labels[:1]
 
 
 def _may_be_listed(schema: Schema, name: str) -> bool:

@@ -49,6 +49,7 @@ def evaluate(
     result = run_evaluation(job, rows or "", wanted=Wanted(by, predictions, checkpoint))
     say_result(result, run)
     if result is not None:
+        say_left_out(result)
         say_slices(result)
         if predictions:
             click.echo(f"predictions  {predictions}: {read_manifest(predictions).rows:,} positions")
@@ -73,6 +74,18 @@ def evaluation_job(run: str, rows: str | None, collapse: int | None = None) -> J
     threads = machine.cores()
     set_threads(threads)
     return Job(config, str(run_dir.path), LocalStop(), resume="must", threads=threads)
+
+
+def say_left_out(result: Mapping[str, Any]) -> None:
+    """Whom GAUC cannot rank."""
+    tasks = result["evals"][-1]["tasks"] if result.get("evals") else {}
+    parts = [
+        f"{task} {of['gauc_one_class_share']:.1%} of users, {of['gauc_left_out_share']:.1%} of examples"
+        for task, of in tasks.items()
+        if of["gauc_one_class_users"]
+    ]
+    if parts:
+        click.echo(f"GAUC leaves out users with one class: {' · '.join(parts)}")
 
 
 def say_slices(result: Mapping[str, Any]) -> None:

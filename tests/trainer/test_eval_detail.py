@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from embeddings.config import Embeddings
+from pipelines.errors import DataError
+from pipelines.row_columns import list_lengths, per_position
 from pipelines.segments import Segment
 from tests.distributed.ranks import run_ranks
 from tests.pipelines.rows import COLUMNS, make_history_schema, make_rows, make_schema, to_table
@@ -80,10 +82,12 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int,
     _write(folder / "held out" / "dt=a" / "one.parquet", 17, 2)
     _write(folder / "held out" / "dt=a" / "two.parquet", 9, 3)
     _write(folder / "held out" / "dt=b" / "three.parquet", 1, 4)
-    return folder, {ranks: run_ranks(_train_and_evaluate, ranks, folder, ranks == 1)[0] for ranks in (1, 2)}
+    return folder, {
+        ranks: run_ranks(_train_and_evaluate, ranks, folder, ranks == 1, timeout=170)[0] for ranks in (1, 2)
+    }
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(350)
 def test_every_scored_position_is_there_once_with_the_ids_of_the_data(
     evaluated: tuple[Path, dict[int, list[dict[str, Any]]]],
 ) -> None:
@@ -126,7 +130,7 @@ def _positions(folder: Path, name: str) -> int:
     return sum(label is not None for row in rows for label in row["v_label"][-4:])  # max_length
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(350)
 def test_scores_and_slices_do_not_depend_on_the_ranks_and_are_those_of_the_files(
     evaluated: tuple[Path, dict[int, list[dict[str, Any]]]],
 ) -> None:
@@ -173,6 +177,14 @@ def test_slices_of_buckets_are_their_intervals() -> None:
     assert words.to_pylist() == ["< 18", "18 – 30", "≥ 50", None, None]
 
 
+def test_lists_that_are_not_of_the_scored_positions_are_refused_and_of_cut_ones_the_newest_are_taken() -> None:
+    lists, cut = pa.chunked_array([[[1, 2, 3], [4], None, [5, 6]]]), np.array([2, 1, 0, 0])
+    values, places = per_position("x", lists, cut, list_lengths(lists))
+    assert (values.to_pylist(), places.tolist()) == ([2, 3, 4], [1, 2, 0])
+    with pytest.raises(DataError, match="'x' has lists that are not as long"):
+        per_position("x", lists, cut, np.array([3, 2, 0, 2]))
+
+
 def test_what_cannot_be_is_said_in_one_line(tmp_path: Path) -> None:
     _write(tmp_path / "rows.parquet", 3, 1)
     segments = (Segment("", (str(tmp_path / "rows.parquet"),)),)
@@ -192,7 +204,7 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path: Path) -> None:
         read_manifest(str(tmp_path / "used"))
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(350)
 def test_two_runs_are_compared_on_the_same_rows(
     evaluated: tuple[Path, dict[int, list[dict[str, Any]]]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
