@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import socket
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from tests.telemetry.test_telemetry import COLLAPSE, EVAL, ITEM, ONE_CLASS, THRO
 from trainer.config_sections import Telemetry as TelemetryConfig
 from trainer.errors import ConfigError
 from trainer.telemetry.declared import DASHBOARDS, METRICS, Metric
+from trainer.telemetry.goodput import CAUSES, Goodput
 from trainer.telemetry.prometheus import Prometheus
 
 LABELS = {"task", "split", "rank", "name", "table", "part", "tokens", "queries", "layer", "cause", "device", "slice"}
@@ -53,6 +55,8 @@ def test_every_declared_metric_is_served_with_its_labels_and_nothing_else() -> N
     assert found["tokenformer_effective_rank", (("layer", "1"), ("tokens", "sequence"))] == 2.5
     assert found["tokenformer_attention_on_fields", (("layer", "1"), ("queries", "sequence"))] == 0.25
     assert found["tokenformer_checkpoint_bytes", ()] == 12_345
+    assert 2.5 <= found["tokenformer_checkpoint_age_seconds", ()] < 30
+    assert found["tokenformer_data_lag_seconds", ()] == pytest.approx(time.time() - THROUGH / 1e6, abs=30)
     assert found["tokenformer_step_part_seconds", (("part", "forward"),)] == 0.0653
     assert found["tokenformer_goodput", ()] == 0.8
     assert found["tokenformer_restarts_total", ()] == 2
@@ -122,6 +126,12 @@ def test_the_endpoint_lingers_until_the_final_values_are_scraped() -> None:
         lingering.join(timeout=0.2)
         assert lingering.is_alive(), "the scrape before the final values is not enough"
         assert _scrape(endpoint.url)["tokenformer_loss", ()] == 0.4123
+        endpoint.account(Goodput(2, 200.0, 80.0, dict.fromkeys(CAUSES, 15.0), {"cpu": 400.0}))
+        last = _scrape(endpoint.url)
+        assert (last["tokenformer_goodput", ()], last["tokenformer_worker_seconds_total", (("device", "cpu"),)]) == (
+            0.4,
+            400.0,
+        )
         lingering.join(timeout=30)
         assert not lingering.is_alive()
         endpoint.linger(stop=lambda: True)  # at once: somebody wants it to stop

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -17,9 +18,9 @@ from trainer.config_sections import Telemetry
 from trainer.errors import ConfigError
 from trainer.metrics.values import TaskValues
 from trainer.telemetry.build import build_labels
-from trainer.telemetry.declared import METRICS, SCORES, TABLE_FIGURES
+from trainer.telemetry.declared import METRICS, SCORES, TABLE_FIGURES, Metric
 from trainer.telemetry.endpoint import Endpoint
-from trainer.telemetry.goodput import CAUSES
+from trainer.telemetry.goodput import CAUSES, Goodput
 from trainer.telemetry.records import EvalRecord, TrainRecord
 from trainer.telemetry.series import LEFT_OUT, Series
 from trainer.telemetry.system import FIGURES, Probe
@@ -76,21 +77,13 @@ class Prometheus:
         """The newest values."""
         self.stepped(record.step)
         for metric in self._by_field:
-            value = _value(record, metric.field)
-            if metric.labels:
-                for label, of_label in (value or {}).items():
-                    self._series.set(metric.name, of_label, label)
-            elif metric.kind == "counter":
-                self._series.raise_to(metric.name, value)
-            else:
-                self._series.set(metric.name, value)
+            self._tell(metric, _value(record, metric.field))
         for prefix, tasks in (("train", record.tasks), ("lifetime", record.lifetime)):
             for task, values in tasks.items():
                 for name in SCORES:
                     self._series.set(f"{prefix}_{name}", getattr(values, name), task)
         if record.goodput is not None:
-            for device, seconds in record.goodput.worker_seconds.items():
-                self._series.raise_to("worker_seconds_total", seconds, device)
+            self._set_worker_seconds(record.goodput)
         slowest = record.slowest
         if slowest is not None:
             self._series.set_all("slowest_rank_step_seconds", {(str(slowest.rank), slowest.host): slowest.seconds})
@@ -124,6 +117,15 @@ class Prometheus:
         self._series.set("checkpoint_save_seconds", seconds)
         self._series.set("checkpoint_stall_seconds", stall_seconds)
         self._series.set("checkpoint_bytes", size)
+        self._saved_at = time.monotonic() - seconds
+
+    def account(self, goodput: Goodput) -> None:
+        """Where the run's time went, as of now: a last time, when the run ends after its last report."""
+        record = SimpleNamespace(goodput=goodput)
+        for metric in self._by_field:
+            if metric.field.startswith("goodput."):
+                self._tell(metric, _value(record, metric.field))
+        self._set_worker_seconds(goodput)
 
     def event(self, name: str) -> None:
         """One more."""
@@ -143,6 +145,20 @@ class Prometheus:
         if not self._closed:
             self._closed = True
             self._endpoint.close()
+
+    def _tell(self, metric: Metric, value: Any) -> None:
+        """Of a field of the record."""
+        if metric.labels:
+            for label, of_label in (value or {}).items():
+                self._series.set(metric.name, of_label, label)
+        elif metric.kind == "counter":
+            self._series.raise_to(metric.name, value)
+        else:
+            self._series.set(metric.name, value)
+
+    def _set_worker_seconds(self, goodput: Goodput) -> None:
+        for device, seconds in goodput.worker_seconds.items():
+            self._series.raise_to("worker_seconds_total", seconds, device)
 
     def _set_first(self, rank: int, tasks: Sequence[str], world_size: int) -> None:
         """Every series whose labels are known is there from the first scrape on."""
@@ -189,8 +205,8 @@ class Prometheus:
             self._series.set_all(f"table_{figure}", {(table,): value for table, value in shown.items()})
 
 
-def _value(record: TrainRecord, field: str) -> Any:
-    """`goodput.share` of a record; None where a part of the way is not known."""
+def _value(record: Any, field: str) -> Any:
+    """`goodput.share` of a TrainRecord; None where a part of the way is not known."""
     found: Any = record
     for name in field.split("."):
         found = None if found is None else getattr(found, name)

@@ -197,6 +197,8 @@ class Telemetry:
     def linger(self, stop: Callable[[], bool]) -> None:
         """At a run's own end, on every rank: until the final values were scraped, as configured."""
         if self._prometheus is not None:
+            if self.ledger is not None:
+                self._prometheus.account(self.ledger.figures())  # an evaluation came after the last report
             self._prometheus.linger(stop)
 
     def close(self) -> None:
