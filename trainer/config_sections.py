@@ -167,7 +167,7 @@ class Telemetry(Frozen):
     tensorboard: curves in the run directory.
     tables_every: steps between two looks at the health of the tables; 0 = off.
     slice_by: figures of training also per value of this field, an input column of kind id or bucket with one value a
-               row or an example; "" = off.
+               row or an example, but not the user; "" = off.
     slice_values: at most 19 of its values, all others being one slice more; absent = the most frequent ones of a sample
                of the rows, when the run begins.
     live: a display at the bottom of the terminal (docs/watch.md). "auto": on a terminal, unless CI is set or TERM is

@@ -15,18 +15,14 @@ def check_slices(schema: Schema, telemetry: Telemetry) -> list[str]:
         return ["telemetry.slice_values without telemetry.slice_by → they are values of one field → name it"] * bool(
             telemetry.slice_values
         )
-    groups = ("", schema.supervised_group)
-    column = schema.columns.get(field)
+    known = [name for name, column in schema.columns.items() if _can_slice(schema, name, column)]
     problems = []
-    if column is None or column.group not in groups or column.kind not in ("id", "bucket") or not _is_read(column):
-        known = [
-            n for n, c in schema.columns.items() if c.group in groups and c.kind in ("id", "bucket") and _is_read(c)
-        ]
+    if field not in known:
         problems.append(
-            f"telemetry.slice_by = '{field}' → an input column of kind id or bucket with one value a row or an example "
-            f"→ one of: {', '.join(known) or 'there is none'}"
+            f"telemetry.slice_by = '{field}' → an input column of kind id or bucket with one value a row or an "
+            f"example, and never the user → one of: {', '.join(known) or 'there is none'}"
         )
-    elif column.kind == "bucket" and telemetry.slice_values:
+    elif schema.columns[field].kind == "bucket" and telemetry.slice_values:
         problems.append(
             f"telemetry.slice_values with slice_by = '{field}' → the slices of a bucket are its buckets → drop them"
         )
@@ -38,5 +34,7 @@ def check_slices(schema: Schema, telemetry: Telemetry) -> list[str]:
     return problems
 
 
-def _is_read(column: Column) -> bool:
-    return column.role in INPUT_ROLES
+def _can_slice(schema: Schema, name: str, column: Column) -> bool:
+    """Labels of metrics are no place for a user's id."""
+    in_place = column.group in ("", schema.supervised_group) and column.role in INPUT_ROLES
+    return in_place and column.kind in ("id", "bucket") and name != schema.user

@@ -107,7 +107,7 @@ def one_flag(gradients: list[torch.Tensor], loss: torch.Tensor | None) -> bool:
 def _config(plan: Plan, rows: Path) -> Config:
     write_rows(plan.shape, rows)
     config = run_config(plan.shape, rows)
-    field = next(n for n, c in config.schema.columns.items() if c.kind == "id" and c.group in ("", "candidates"))
+    field = next(n for n, c in config.schema.columns.items() if c.role == "context" and c.kind == "id")
     telemetry = config.telemetry.model_copy(update={"slice_by": field, "prometheus": False, "tensorboard": False})
     return replace(config, telemetry=telemetry)
 
