@@ -75,27 +75,21 @@ class BeforeAttention(torch.autograd.Function):
         dim = x_AD.shape[1]
         factor_A1 = _factor(x_AD)
         unit_AD = (x_AD * factor_A1).to(dtype)
-        own_WD = query_DD if gate_DD is None else torch.cat([query_DD, gate_DD])
-        own_cast, key_value_cast = _folded(own_WD, gain_D, dtype), _folded(key_value_WD, gain_D, dtype)
-        if queries_A is None:
-            x_QD, unit_QD = x_AD.view_as(x_AD), unit_AD
+        of_queries = [query_DD] if gate_DD is None else [query_DD, gate_DD]
+        if queries_A is None:  # every token is asked everything: one product
+            x_QD, units = x_AD.view_as(x_AD), [unit_AD]
+            weights = [torch.cat([*of_queries, key_value_WD])]
         else:
-            x_QD, unit_QD = x_AD.index_select(0, queries_A), unit_AD.index_select(0, queries_A)
-        own_QW, key_value_AW = unit_QD @ own_cast.t(), unit_AD @ key_value_cast.t()
+            x_QD, units = x_AD.index_select(0, queries_A), [unit_AD.index_select(0, queries_A), unit_AD]
+            weights = [torch.cat(of_queries), key_value_WD]
+        casts = [_folded(weight_WD, gain_D, dtype) for weight_WD in weights]
+        made = [unit @ cast.t() for unit, cast in zip(units, casts, strict=True)]
+        own_QW, key_value_AW = (
+            made if len(made) > 1 else made[0].split_with_sizes([dim * len(of_queries), 2 * dim], dim=1)
+        )
         query_QHh = rotate_(_heads(own_QW[:, :dim], num_heads), rotation_Q)
         key_AHh = rotate_(_heads(key_value_AW[:, :dim], num_heads), rotation_A)
-        ctx.save_for_backward(
-            gain_D,
-            own_WD,
-            key_value_WD,
-            own_cast,
-            key_value_cast,
-            unit_AD,
-            factor_A1,
-            rotation_A,
-            rotation_Q,
-            queries_A,
-        )
+        ctx.save_for_backward(gain_D, unit_AD, factor_A1, rotation_A, rotation_Q, queries_A, *weights, *casts)
         ctx.gated = gate_DD is not None
         return x_QD, query_QHh, key_AHh, _heads(key_value_AW[:, dim:], num_heads), own_QW[:, dim:]
 
@@ -103,24 +97,26 @@ class BeforeAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         residual_QD, query_QHh, key_AHh, value_AHh, gate_QD = grads
-        gain_D, own_WD, key_value_WD, own_cast, key_value_cast, unit_AD, factor_A1, *places = ctx.saved_tensors
-        rotation_A, rotation_Q, queries_A = places
-        unit_QD = unit_AD if queries_A is None else unit_AD.index_select(0, queries_A)
-        own_QW = torch.cat([_unrotated(query_QHh, rotation_Q), gate_QD], dim=1)
-        key_value_AW = torch.cat([_unrotated(key_AHh, rotation_A), value_AHh.flatten(1)], dim=1)
-        grad_AD = key_value_AW @ key_value_cast
+        gain_D, unit_AD, factor_A1, rotation_A, rotation_Q, queries_A, *matrices = ctx.saved_tensors
+        own = [_unrotated(query_QHh, rotation_Q), gate_QD]
+        key_value = [_unrotated(key_AHh, rotation_A), value_AHh.flatten(1)]
         if queries_A is None:
-            grad_AD = torch.addmm(grad_AD, own_QW, own_cast)
-            residual_AD = residual_QD
+            weight_WD, cast_WD = matrices
+            made_AW = torch.cat([*own, *key_value], dim=1)
+            x_grad = _norm_backward(made_AW @ cast_WD, unit_AD, factor_A1, residual_QD)
+            grad_WD, gain_grad = _unfolded(made_AW.t() @ unit_AD, weight_WD, gain_D)
         else:
-            grad_AD = grad_AD.to(residual_QD.dtype).index_add_(0, queries_A, (own_QW @ own_cast).to(residual_QD.dtype))
-            residual_AD = torch.zeros_like(grad_AD).index_copy_(0, queries_A, residual_QD)
-        own_grad, own_gain = _unfolded(own_QW.t() @ unit_QD, own_WD, gain_D)
-        key_value_grad, key_value_gain = _unfolded(key_value_AW.t() @ unit_AD, key_value_WD, gain_D)
+            own_WD, key_value_WD, own_cast, key_value_cast = matrices
+            own_QW, key_value_AW = torch.cat(own, dim=1), torch.cat(key_value, dim=1)
+            grad_AD = (key_value_AW @ key_value_cast).to(residual_QD.dtype)
+            grad_AD.index_add_(0, queries_A, (own_QW @ own_cast).to(residual_QD.dtype))
+            x_grad = _norm_backward(grad_AD, unit_AD, factor_A1, None).index_add_(0, queries_A, residual_QD)
+            own_grad, own_gain = _unfolded(own_QW.t() @ unit_AD.index_select(0, queries_A), own_WD, gain_D)
+            key_value_grad, key_value_gain = _unfolded(key_value_AW.t() @ unit_AD, key_value_WD, gain_D)
+            grad_WD, gain_grad = torch.cat([own_grad, key_value_grad]), own_gain + key_value_gain
         dim = gain_D.shape[0]
-        x_grad = _norm_backward(grad_AD, unit_AD, factor_A1, residual_AD)
-        gate_grad = own_grad[dim:] if ctx.gated else None
-        return (x_grad, own_gain + key_value_gain, own_grad[:dim], key_value_grad, gate_grad, *(None,) * 5)
+        query_grad, *gate_grad, key_value_grad = grad_WD.split_with_sizes([*([dim] * (1 + ctx.gated)), 2 * dim])
+        return (x_grad, gain_grad, query_grad, key_value_grad, gate_grad[0] if gate_grad else None, *(None,) * 5)
 
 
 class AfterAttention(torch.autograd.Function):
