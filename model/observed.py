@@ -10,15 +10,13 @@ Shape suffixes: R rows · N tokens of the packed stream · E events · n tokens 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 
-from model.inputs import HistoryInput, RankerInput
+from model.inputs import RankerInput
+from model.rows import rows_at
 from model.stream import Stream
 from model.timeline import Timeline
-
-_Name = TypeVar("_Name", str, tuple[str, ...])
 
 FIELD, SEP, STATE, ACTION, CANDIDATE = range(5)  # of tokens of a stream
 KEYS = ("field", "sep", "history", "candidate", "self")
@@ -60,27 +58,7 @@ def tokens_of_kinds(
 
 def select_rows(batch: RankerInput, kept_R: torch.Tensor) -> RankerInput:
     """The rows where bool `kept_R`, in their order."""
-
-    def chosen(values: dict[_Name, torch.Tensor], mask: torch.Tensor) -> dict[_Name, torch.Tensor]:
-        return {name: value[mask] for name, value in values.items()}
-
-    def of_history(history: HistoryInput) -> HistoryInput:
-        kept_E = kept_R.repeat_interleave(history.lengths_R)
-        return HistoryInput(
-            history.lengths_R[kept_R],
-            chosen(history.event, kept_E),
-            chosen(history.action, kept_E),
-            history.time_E[kept_E],
-            history.clock_E[kept_E],
-            history.action_clock_E[kept_E],
-        )
-
-    return RankerInput(
-        chosen(batch.static, kept_R),
-        {name: of_history(history) for name, history in batch.histories.items()},
-        chosen(batch.candidates, kept_R.repeat_interleave(batch.candidate_lengths_R)),
-        batch.candidate_lengths_R[kept_R],
-        batch.time_R[kept_R],
-        batch.clock_R[kept_R],
-        chosen(batch.blocks, kept_R),
-    )
+    row_X = kept_R.nonzero().squeeze(1)
+    kept_C = kept_R.repeat_interleave(batch.candidate_lengths_R)
+    candidates = {name: value[kept_C] for name, value in batch.candidates.items()}
+    return rows_at(batch, row_X, candidates, batch.candidate_lengths_R.index_select(0, row_X))

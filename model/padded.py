@@ -1,7 +1,6 @@
 """The stream with `savings.packed` and `savings.request_rows` off: what a plain implementation computes.
 
-Shape suffixes: N tokens of the stream · R rows · X tokens of the padded stream · C candidates · E events of one
-history.
+Shape suffixes: N tokens of the stream · R rows · X tokens of the padded stream · C candidates.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ from dataclasses import replace
 
 import torch
 
-from model.inputs import HistoryInput, RankerInput
+from model.inputs import RankerInput
+from model.rows import rows_at
 from model.stream import ALWAYS_KNOWN, BEFORE_ALL_ACTIONS, Stream
 from model.timeline import counts_of, exclusive_cumsum, rows_of
 
@@ -71,28 +71,4 @@ def one_row_per_candidate(batch: RankerInput) -> RankerInput:
     if not total:
         return batch
     row_C = rows_of(batch.candidate_lengths_R, total)
-    return RankerInput(
-        {name: value.index_select(0, row_C) for name, value in batch.static.items()},
-        {name: _copied(history, row_C) for name, history in batch.histories.items()},
-        batch.candidates,
-        torch.ones_like(row_C),
-        batch.time_R.index_select(0, row_C),
-        batch.clock_R.index_select(0, row_C),
-        blocks={names: value.index_select(0, row_C) for names, value in batch.blocks.items()},
-    )
-
-
-def _copied(history: HistoryInput, row_C: torch.Tensor) -> HistoryInput:
-    lengths_C = history.lengths_R.index_select(0, row_C)
-    total = int(lengths_C.sum())
-    copy_E = rows_of(lengths_C, total)
-    first_C = exclusive_cumsum(history.lengths_R).index_select(0, row_C) - exclusive_cumsum(lengths_C)
-    index_E = torch.arange(total, device=row_C.device) + first_C.index_select(0, copy_E)
-    return HistoryInput(
-        lengths_C,
-        {name: value.index_select(0, index_E) for name, value in history.event.items()},
-        {name: value.index_select(0, index_E) for name, value in history.action.items()},
-        history.time_E.index_select(0, index_E),
-        history.clock_E.index_select(0, index_E),
-        history.action_clock_E.index_select(0, index_E),
-    )
+    return rows_at(batch, row_C, batch.candidates, torch.ones_like(row_C))
