@@ -44,7 +44,7 @@ def alert_tests() -> str:
     return _yaml(
         {
             "rule_files": ["../rules/recording.yml", "../rules/alerts.yml"],
-            "evaluation_interval": "1m",
+            "evaluation_interval": "2m",
             "tests": tests,
         }
     )
