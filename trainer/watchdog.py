@@ -217,7 +217,7 @@ def _is_in_exchange(frame: FrameType | None) -> bool:
     if frame is None:
         return False
     file = frame.f_code.co_filename.replace(os.sep, "/")
-    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno or 0)  # None: it stands between two lines
     return "torch/distributed/" in file or "torchrec/distributed/" in file or ".wait(" in line
 
 
