@@ -165,6 +165,43 @@ def audit(run: str | None, segment: str | None, runs: str, lineage: bool, as_jso
         audit_verb.find(segment, runs, as_json)
 
 
+@cli.command(name="submit", context_settings=OVERRIDES, epilog=OVERRIDES_HELP)
+@click.option("--config", "config_path", metavar="F", help="Run file.")
+@click.option("--to", metavar="CLUSTER", help="Where to: slurm.")
+@click.option("--run-dir", metavar="D", help="Run directory, seen by every node.  [default: runs/NAME of the run file]")
+@click.option("--resume", type=click.Choice(["never", "auto", "must"]), default="never", show_default=True)
+@click.option("--detach", is_flag=True, help="Do not follow the job.")
+@click.option("--status", metavar="D", help="Of a submitted run: where it is.")
+@click.option("--logs", metavar="D", help="Of a submitted run: what it said, followed while it runs.")
+@click.option("--stop", metavar="D", help="Ask a submitted run to save and leave.")
+@click.pass_context
+def submit_(
+    ctx: click.Context,
+    config_path: str | None,
+    to: str | None,
+    run_dir: str | None,
+    resume: str,
+    detach: bool,
+    status: str | None,
+    logs: str | None,
+    stop: str | None,
+) -> None:
+    """Run the same run file on a cluster, or look after a run that is there."""
+    from trainer.submit import verb  # noqa: PLC0415
+
+    asked = [
+        (action, run) for action, run in ((verb.show_status, status), (verb.show_logs, logs), (verb.stop, stop)) if run
+    ]
+    if len(asked) + (config_path is not None) != 1:
+        raise click.UsageError("one of --config F, --status D, --logs D and --stop D is needed")
+    for action, run in asked:
+        action(run)
+    if config_path is not None:
+        if to is None:
+            raise click.UsageError("--to says where the run goes")
+        verb.submit(config_path, ctx.args, to, run_dir, resume, detach)  # type: ignore[arg-type]
+
+
 @cli.command()
 @click.option("--run", "runs", required=True, multiple=True, metavar="D", help="Run directory; give it several times.")
 @click.option("--out", metavar="F", help="File to write.  [default: report.html of the first run]")

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from pipelines.schema import Frozen
 
+PLAIN = r"^[A-Za-z0-9._/@:-]*$"  # names that go into a job's script
+
 
 class Init(Frozen):
     """`[init]`: what a run begins with, where it has no checkpoint of its own to go on from. What fits is carried, what
@@ -197,6 +199,17 @@ class Launch(Frozen):
     ray_address: "" = an embedded Ray.
     timeout_seconds: of every collective: a lost rank is an error after that long, never a hang.
     watchdog_seconds: a rank that has not moved for so long is named by the others, with what it was doing; 0 = off.
+
+    What follows is for `tokenformer submit`; names are of the cluster's own things.
+
+    nodes: hosts that the workers are spread over, equally many each.
+    gpus: every worker has a GPU of its own. cpus: of a worker; 0 = launch.threads, or 1. memory_gb: of a node; 0 =
+               the cluster's default.
+    queue: partition (Slurm). priority: quality of service (Slurm). account: who pays. labels: shown with the job.
+    time_limit_minutes: of one stretch; a run that is not done then saves and is queued again. 0 = the cluster's own.
+    grace_seconds: before a time limit the run is told to save and leave.
+    max_restarts: of a run whose process died, in a row without a new checkpoint. Preemption does not count.
+    wait_minutes: in the queue; after that the job is taken back. 0 = for ever.
     """
 
     backend: Literal["auto", "inline", "torchrun", "ray"] = "auto"
@@ -206,3 +219,15 @@ class Launch(Frozen):
     ray_address: str = ""
     timeout_seconds: float = Field(default=300.0, gt=0)
     watchdog_seconds: float = Field(default=60.0, ge=0)
+    nodes: int = Field(default=1, gt=0)
+    gpus: bool = False
+    cpus: int = Field(default=0, ge=0)
+    memory_gb: float = Field(default=0.0, ge=0)
+    queue: str = Field(default="", pattern=PLAIN)
+    priority: str = Field(default="", pattern=PLAIN)
+    account: str = Field(default="", pattern=PLAIN)
+    labels: dict[str, str] = Field(default_factory=dict)
+    time_limit_minutes: int = Field(default=0, ge=0)
+    grace_seconds: int = Field(default=120, gt=0, le=65535)
+    max_restarts: int = Field(default=3, ge=0)
+    wait_minutes: float = Field(default=0.0, ge=0)

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def ensure_rows(config: Config) -> None:
     """Make the rows when absent and `[data.prepare]` is given, and before them the log, from `[data.synth]`."""
     data = config.data
-    if data.prepare is None or not _absent(data.rows):
+    if data.prepare is None or not rows_are_made(config):
         return
     if data.synth is not None and _absent(data.prepare.log):
         from pipelines.synth import write_log  # noqa: PLC0415 - most runs have their data
@@ -51,6 +51,11 @@ def check_rows(config: Config, cache: FooterCache) -> None:
     )
     if problems:
         raise RunDataError(problems)
+
+
+def rows_are_made(config: Config) -> bool:
+    """Whether the run begins with making its rows: there are none, and the run file says how."""
+    return config.data.prepare is not None and _absent(config.data.rows)
 
 
 def _absent(path: str) -> bool:

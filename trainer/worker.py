@@ -157,6 +157,7 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
             if segments.eval and not trainer.stopped_early and not trainer.has_just_evaluated_all:
                 evaluator(assembly.model, state)
             runtime.beats.beat(state.step, "ending")
+            telemetry.event("stopped" if trainer.stopped_early else "finished", state.step, state.examples)
             result = how_it_ended(telemetry.finish(), trainer.ending, run_dir, config)
             telemetry.ended = "stopped" if trainer.stopped_early else "reached"
             withdraw(run_dir, telemetry, runtime, job.stop)
