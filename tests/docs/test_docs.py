@@ -40,6 +40,7 @@ NOT_RUN = {
     "tokenformer train --config my/run.toml --run-dir runs/2026": "one day of many; tests/trainer/test_days.py",
     "tokenformer audit": "shows a run that was killed, and one whose record was cut; tests/trainer/test_audit.py",
     "tokenformer report": "needs a run, and several; tests/report, in a browser too",
+    "tokenformer submit": "needs a cluster; tests/integration/test_slurm.py starts one",
     "tokenformer checkpoint": "needs a run with several checkpoints; tests/trainer/test_checkpoint_verbs.py",
     "python -m tests.benchmarks.accuracy": "hours of runs; tests/benchmarks/test_accuracy.py",
     "python -m tests.benchmarks.collapse": "minutes of runs, one after another",

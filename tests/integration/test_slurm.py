@@ -69,7 +69,7 @@ def rank_of(run_dir: Path) -> psutil.Process:
 
 
 def kill_at(command: Command, run_dir: Path, at: int) -> None:
-    command.until(lambda: step(run_dir) >= at, f"step {at}")
+    command.until(lambda: step(run_dir) >= at, f"step {at}", timeout=200)
     rank_of(run_dir).kill()
 
 
@@ -81,7 +81,7 @@ def test_a_run_whose_rank_is_killed_is_begun_again_at_once_and_ends_to_the_bit_a
     hurt, whole = tmp_path / "runs" / "hurt", tmp_path / "runs" / "whole"
     with started(tmp_path, *submit("--run-dir", "runs/hurt")) as command:
         kill_at(command, hurt, 10)
-        ended = command.end()
+        ended = command.end(timeout=200)
     assert ended.code == 0, ended.err
     assert "submitted " in ended.out
     assert "start 1 of 3 without a new checkpoint" in ended.out
@@ -101,7 +101,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_is_not_begun_again(tmp_path: Path
     write_run_file(tmp_path, SEGMENTS, **{**SETTINGS, "data": {"segments": "..", "epochs": 200}})
     run_dir = tmp_path / "runs" / "one"
     with started(tmp_path, *submit("--run-dir", "runs/one")) as command:
-        command.until(lambda: step(run_dir) >= 3, "step 3")
+        command.until(lambda: step(run_dir) >= 3, "step 3", timeout=200)
         status = call(tmp_path, "submit", "--status", "runs/one")
         assert status.code == 0
         assert ": running · step " in status.out
