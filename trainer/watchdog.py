@@ -209,7 +209,12 @@ def _no_store(seconds: float, first: tuple[Report, float] | None) -> str:
 def _stack(frame: FrameType | None) -> tuple[str, ...]:
     """`file:line function: its text`, innermost last."""
     found = traceback.extract_stack(frame) if frame is not None else []
-    return tuple(f"{each.filename}:{each.lineno} {each.name}: {each.line}" for each in found)
+    return tuple(f"{each.filename}:{each.lineno} {each.name}: {_text(each)}" for each in found)
+
+
+def _text(frame: traceback.FrameSummary) -> str:
+    """The line; "" where the frame stands between two lines."""
+    return frame.line or "" if frame.lineno else ""
 
 
 def _is_in_exchange(frame: FrameType | None) -> bool:
