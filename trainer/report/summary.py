@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -94,15 +95,18 @@ def _newest_evals(run: Run) -> list[Line]:
 
 
 def best_checkpoint(run: Run) -> str:
-    """Of the steps that were evaluated and saved: by [checkpoint] best, on the split that was evaluated most often."""
-    evals, saved = run.lines.of_kind("eval"), {line.step for line in run.lines.of_kind("checkpoint")}
+    """Of the steps that were evaluated and saved: by [checkpoint] best, on the split where most of them were."""
+    saved = {line.step for line in run.lines.of_kind("checkpoint")}
+    evals = [line for line in run.lines.of_kind("eval") if line.step in saved]
+    splits = Counter(line.values.get("split") for line in evals).most_common(1)
+    evals = [line for line in evals if line.values.get("split") == splits[0][0]]
     task, _, metric = str(run.setting("checkpoint", "best", "ne")).rpartition(".")
     scored = []
     for line in evals:
         tasks = list(mapping(line.values.get("tasks")))
         of_task = task or (str(tasks[0]) if tasks else "")
         value = score(line.values, of_task, metric)
-        if value is not None and line.step in saved:
+        if value is not None:
             scored.append(
                 (value, line.step, f"{of_task} {metric.upper()} {number(value)}, {line.values.get('split', '')}")
             )
