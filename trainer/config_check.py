@@ -15,7 +15,7 @@ from pipelines.downsampling_check import check_downsampling
 from pipelines.footers import read_columns
 from pipelines.schema import INPUT_ROLES, Schema
 from pipelines.schema_check import check_schema
-from trainer.config_sections import Checkpoint, Init, Launch, Optim, Telemetry, Train
+from trainer.config_sections import Checkpoint, Init, Launch, Optim, Train
 from trainer.slice_check import check_slices
 
 
@@ -139,16 +139,6 @@ def _workers(data: Data, launch: Launch) -> list[str]:
     return problems
 
 
-def _linger(telemetry: Telemetry, launch: Launch) -> list[str]:
-    if telemetry.linger_seconds < launch.timeout_seconds:
-        return []
-    return [
-        f"telemetry.linger_seconds = {telemetry.linger_seconds:g} with launch.timeout_seconds = "
-        f"{launch.timeout_seconds:g} → at the end ranks wait for each other until all were scraped → lower the one or "
-        "raise the other"
-    ]
-
-
 def _best(schema: Schema, checkpoint: Checkpoint) -> list[str]:
     """By a task that there is not."""
     task, dot, _ = checkpoint.best.rpartition(".")
@@ -199,7 +189,6 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
     (("init",), _init),
     (("schema", "embeddings", "init"), _init_ids),
     (("data", "launch"), _workers),
-    (("telemetry", "launch"), _linger),
     (("schema", "checkpoint"), _best),
     (("train", "checkpoint"), _guards),
     (("model", "train"), _compute),

@@ -163,7 +163,8 @@ class Telemetry(Frozen):
     0 = any free port (printed).
     host: where it listens; loopback by default, anything else is announced.
     linger_seconds: at the end an endpoint that was ever scraped stays until its final values are scraped, at most so
-               long. One that nothing scraped, or of a run that was stopped or failed, ends at once.
+               long, and at most half of launch.timeout_seconds. One that nothing scraped, or of a run that was stopped
+               or failed, ends at once.
     price_per_worker_hour: of a GPU, or on CPU of a worker process, in any currency: what the price per billion
                examples is counted from; 0 = none.
     tensorboard: curves in the run directory.

@@ -8,6 +8,7 @@ import sys
 import torch.distributed as dist
 
 from trainer.config import Config
+from trainer.config_sections import Telemetry as TelemetryConfig
 from trainer.job import StopSignal
 from trainer.run_dir import RunDir
 from trainer.runtime import Runtime
@@ -15,6 +16,13 @@ from trainer.telemetry import targets
 from trainer.telemetry.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
+
+
+def within_timeout(config: Config) -> TelemetryConfig:
+    """`[telemetry]`, lingering half of the collectives' time-out at most: at the end ranks wait for each other until
+    all were scraped."""
+    longest = config.launch.timeout_seconds / 2
+    return config.telemetry.model_copy(update={"linger_seconds": min(config.telemetry.linger_seconds, longest)})
 
 
 def publish(run_dir: RunDir, config: Config, telemetry: Telemetry, runtime: Runtime) -> None:

@@ -49,7 +49,7 @@ from trainer.reporter import Reporter
 from trainer.row_cost import row_cost
 from trainer.run_dir import RunDir
 from trainer.runtime import Runtime, start
-from trainer.service_discovery import publish, withdraw
+from trainer.service_discovery import publish, withdraw, within_timeout
 from trainer.shared_segments import shared_segments
 from trainer.step_profile import StepProfile
 from trainer.step_work import StepWork
@@ -135,7 +135,7 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
         _write_plan(run_dir, config, assembly, runtime)
         tasks, screen = tuple(config.schema.tasks), job.screen if runtime.is_first else None
         telemetry = Telemetry(
-            run_dir, config.telemetry, runtime.rank, tasks, world_size=runtime.world_size, screen=screen
+            run_dir, within_timeout(config), runtime.rank, tasks, world_size=runtime.world_size, screen=screen
         )
         try:
             if runtime.is_first:

@@ -126,7 +126,8 @@ def test_the_endpoint_of_a_run_is_scraped_while_it_trains_and_only_from_here(tmp
         ).groups()
         samples = command.until(lambda: scraped(url, "tokenformer_checkpoint_step", 4), "a checkpoint on the endpoint")
         listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines() if " 0A " in line]
-    later = ("eval_", "events_", "effective_rank", "attention_on_fields")  # an evaluation's; what has happened
+    # An evaluation's; what has happened; telemetry.slice_by's.
+    later = ("eval_", "events_", "effective_rank", "attention_on_fields", "train_slice_")
     from_the_start = {m.full_name for m in METRICS if not m.name.startswith(later)}
     assert {name for name in from_the_start if not any(sample.startswith(name) for sample in samples)} == set()
     assert float(samples["tokenformer_steps_total"]) >= 4

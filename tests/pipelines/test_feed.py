@@ -113,7 +113,7 @@ def test_a_slow_consumer_does_not_make_memory_grow(large: Path, feeds: None) -> 
         rows = first.rows + sum(batch.rows for batch in stream)
     account = executor.account()
     assert rows == 4000
-    assert 0.5 * MIB < account["peak_bytes"] <= 1.2 * MIB
+    assert 0.25 * MIB < account["peak_bytes"] <= 1.2 * MIB  # it reads ahead; how far, a busy machine decides
 
 
 def wait_until(executor: RayExecutor, fulfilled: Any) -> dict[str, Any]:

@@ -102,6 +102,10 @@ class _Wrapped(Iterator[Batch]):
     def __next__(self) -> Batch:
         return next(self._batches)
 
+    @property
+    def waiting(self) -> tuple[int, int]:
+        return 0, 0
+
     def close(self) -> None:
         """All was read at the beginning."""
 

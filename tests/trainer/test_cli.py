@@ -48,7 +48,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
 
 
 def test_every_verb_answers_help_and_can_be_imported():
-    verbs = {"data", "train", "plan", "doctor", "evaluate", "audit", "checkpoint"}
+    verbs = {"data", "train", "plan", "doctor", "evaluate", "audit", "checkpoint", "report", "compare", "submit"}
     assert set(cli.commands) == verbs
     assert set(cli.commands["data"].commands) == {"synth", "movielens", "prepare", "inspect", "profile", "compare"}
     assert set(cli.commands["checkpoint"].commands) == {"list", "verify", "diff", "reshard", "unshard"}

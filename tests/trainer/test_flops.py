@@ -90,7 +90,7 @@ def test_products_of_every_kind_are_those_that_torch_counts(
 ) -> None:
     """Those of packed tokens: the products that attention is made of on CPU run over padded places, so that it is left
     out here, and left to the test of visible pairs."""
-    monkeypatch.setitem(attention._BACKENDS, "products", lambda query, *_: query)
+    monkeypatch.setattr(attention, "products", lambda query, *_: query)
     if kind == "hyformer" and supervision == "history":
         return
     spec, config = make_spec(supervision), make_config(kind=kind, **changes)
