@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -20,10 +20,12 @@ from pydantic_core import PydanticUndefined
 
 DOCS = Path(__file__).resolve().parent
 RUNBOOK = DOCS / "runbook.md"
+K8S = DOCS.parent / "deploy" / "k8s"
 sys.path.insert(0, str(DOCS.parent))
 
-from trainer.config import SECTIONS  # noqa: E402
+from trainer.config import SECTIONS, load_config  # noqa: E402
 from trainer.monitoring.files import files, runbook  # noqa: E402
+from trainer.submit.kuberay_job import as_yaml, ray_job  # noqa: E402
 from trainer.telemetry.declared import DASHBOARDS, METRICS  # noqa: E402
 
 HEAD = """# The run file
@@ -99,7 +101,15 @@ def pages() -> dict[Path, str]:
         DOCS / "metrics.md": metrics_page(),
         RUNBOOK: fill(RUNBOOK.read_text(encoding="utf-8"), "alerts", runbook()),
         **files(DOCS.parent),
+        K8S / "base" / "rayjob.yaml": kubernetes_job(),
     }
+
+
+def kubernetes_job() -> str:
+    """deploy/k8s/base/rayjob.yaml: what `submit --to kuberay` would make of the run file beside it."""
+    config = load_config(K8S / "base" / "run.toml")
+    text = as_yaml(ray_job(config, "tokenformer-example", "/runs/example"))
+    return f"# Written by docs/generate.py from trainer/submit/kuberay_job.py: change that, then `make docs`.\n{text}"
 
 
 def descriptions(model: type[BaseModel]) -> tuple[str, dict[str, str]]:
@@ -159,6 +169,8 @@ def _type(field: FieldInfo) -> str:
 
 
 def _type_text(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return _type_text(get_args(annotation)[0])
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " or ".join(f"`{json.dumps(value)}`" for value in arguments)

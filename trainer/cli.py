@@ -167,10 +167,13 @@ def audit(run: str | None, segment: str | None, runs: str, lineage: bool, as_jso
 
 @cli.command(name="submit", context_settings=OVERRIDES, epilog=OVERRIDES_HELP)
 @click.option("--config", "config_path", metavar="F", help="Run file.")
-@click.option("--to", metavar="CLUSTER", help="Where to: slurm.")
+@click.option("--to", metavar="CLUSTER", help="Where to: slurm or kuberay.")
 @click.option("--run-dir", metavar="D", help="Run directory, seen by every node.  [default: runs/NAME of the run file]")
 @click.option("--resume", type=click.Choice(["never", "auto", "must"]), default="never", show_default=True)
 @click.option("--detach", is_flag=True, help="Do not follow the job.")
+@click.option(
+    "--print", "only_print", is_flag=True, help="Print what would be given to the cluster; no cluster is needed."
+)
 @click.option("--status", metavar="D", help="Of a submitted run: where it is.")
 @click.option("--logs", metavar="D", help="Of a submitted run: what it said, followed while it runs.")
 @click.option("--stop", metavar="D", help="Ask a submitted run to save and leave.")
@@ -182,6 +185,7 @@ def submit_(
     run_dir: str | None,
     resume: str,
     detach: bool,
+    only_print: bool,
     status: str | None,
     logs: str | None,
     stop: str | None,
@@ -199,7 +203,10 @@ def submit_(
     if config_path is not None:
         if to is None:
             raise click.UsageError("--to says where the run goes")
-        verb.submit(config_path, ctx.args, to, run_dir, resume, detach)  # type: ignore[arg-type]
+        if only_print:
+            verb.show_script(config_path, ctx.args, to, run_dir)
+        else:
+            verb.submit(config_path, ctx.args, to, run_dir, resume, detach)  # type: ignore[arg-type]
 
 
 @cli.command()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pipelines.schema import Frozen
 
 PLAIN = r"^[A-Za-z0-9._/@:-]*$"  # names that go into a job's script
+NAME = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"  # of an object of Kubernetes'
+TAINT = r"^[A-Za-z0-9._/-]+(=[A-Za-z0-9._-]*)?:(NoSchedule|PreferNoSchedule|NoExecute)$"
 
 
 class Init(Frozen):
@@ -204,13 +206,22 @@ class Launch(Frozen):
     What follows is for `tokenformer submit`; names are of the cluster's own things.
 
     nodes: hosts that the workers are spread over, equally many each.
-    gpus: every worker has a GPU of its own. cpus: of a worker; 0 = launch.threads, or 1. memory_gb: of a node; 0 =
-               the cluster's default.
-    queue: partition (Slurm). priority: quality of service (Slurm). account: who pays. labels: shown with the job.
+    gpus: every worker has a GPU of its own. cpus: of a worker; 0 = launch.threads, or 1. memory_gb: of a node (Slurm;
+               0 = the cluster's default), of a worker (Kubernetes).
+    queue: partition (Slurm), Kueue's local queue (Kubernetes). priority: quality of service (Slurm), priority class
+               (Kubernetes). account: who pays (Slurm). labels: shown with the job.
     time_limit_minutes: of one stretch; a run that is not done then saves and is queued again. 0 = the cluster's own.
     grace_seconds: before a time limit the run is told to save and leave.
     max_restarts: of a run whose process died, in a row without a new checkpoint. Preemption does not count.
     wait_minutes: in the queue; after that the job is taken back. 0 = for ever.
+
+    What follows is for Kubernetes alone.
+
+    image: what the pods run. namespace: where. service_account: of the pods; "" = tokenformer.
+    volume: the PersistentVolumeClaim that pods see at /runs, for run directories.
+    secrets: names of Secrets; their entries are the pods' environment.
+    node_selectors: labels that a worker's node must have. tolerations: of the workers, for taints, as KEY=VALUE:EFFECT
+               or KEY:EFFECT.
     """
 
     backend: Literal["auto", "inline", "torchrun", "ray"] = "auto"
@@ -232,3 +243,10 @@ class Launch(Frozen):
     grace_seconds: int = Field(default=120, gt=0, le=65535)
     max_restarts: int = Field(default=3, ge=0)
     wait_minutes: float = Field(default=0.0, ge=0)
+    image: str = Field(default="", pattern=PLAIN)
+    namespace: str = Field(default="default", pattern=NAME)
+    volume: str = Field(default="", pattern=rf"{NAME}|^$")
+    service_account: str = Field(default="", pattern=rf"{NAME}|^$")
+    secrets: tuple[Annotated[str, Field(pattern=NAME)], ...] = ()
+    node_selectors: dict[str, str] = Field(default_factory=dict)
+    tolerations: tuple[Annotated[str, Field(pattern=TAINT)], ...] = ()

@@ -44,6 +44,8 @@ def choose(launch: Launch, env: Mapping[str, str] | None = None) -> Choice:
     env = os.environ if env is None else env
     cores = machine.cores()
     gpus, gpu_reason = machine.gpus()
+    if launch.ray_address and launch.gpus:  # this is not where it trains
+        gpus, gpu_reason = launch.workers, "launch.gpus"
     under_torchrun = "RANK" in env and "WORLD_SIZE" in env
     if launch.backend == "torchrun" and not under_torchrun:
         raise ConfigError(

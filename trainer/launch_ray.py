@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 ROOT = str(Path(__file__).resolve().parent.parent)
 WATCH_SECONDS = 0.1
+TRAINER = "trainer"  # a resource of nodes that are made for training, one a trainer
 OBJECT_STORE_BYTES = 2 * 2**30  # windows in flight are smaller; Ray's default would take a third of the memory
 # By module, warnings that state what is meant to be: signals stay with the command, a token guards the embedded Ray.
 EXPECTED_WARNINGS = {
@@ -154,7 +155,7 @@ class _Driver:
                 scaling_config=ScalingConfig(
                     num_workers=self._choice.workers,
                     use_gpu=gpus,
-                    resources_per_worker={"CPU": 1, **({"GPU": 1} if gpus else {})},
+                    resources_per_worker=worker_resources(gpus),
                 ),
                 run_config=RunConfig(
                     name=f"run-{uuid.uuid4().hex[:8]}",
@@ -192,6 +193,15 @@ class _Driver:
                 print(message.plain(), file=sys.stderr, flush=True)
         elif screen is not None:
             screen.show(message)
+
+
+def worker_resources(gpus: bool) -> dict[str, float]:
+    """What each training process asks of its node. Nodes that say how many trainers they are for are taken at their
+    word; CPUs would let several into one."""
+    import ray  # noqa: PLC0415
+
+    counted = {TRAINER: 1.0} if TRAINER in ray.cluster_resources() else {}
+    return {"CPU": 1.0, **({"GPU": 1.0} if gpus else {}), **counted}
 
 
 def work(settings: dict[str, Any]) -> None:

@@ -41,6 +41,8 @@ NOT_RUN = {
     "tokenformer audit": "shows a run that was killed, and one whose record was cut; tests/trainer/test_audit.py",
     "tokenformer report": "needs a run, and several; tests/report, in a browser too",
     "tokenformer submit": "needs a cluster; tests/integration/test_slurm.py starts one",
+    "kubectl": "needs a cluster; tests/submit holds what it would be given",
+    "docker build": "needs a container engine; tests/monitoring/test_compose.py holds the file",
     "tokenformer checkpoint": "needs a run with several checkpoints; tests/trainer/test_checkpoint_verbs.py",
     "python -m tests.benchmarks.accuracy": "hours of runs; tests/benchmarks/test_accuracy.py",
     "python -m tests.benchmarks.collapse": "minutes of runs, one after another",

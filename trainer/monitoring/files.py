@@ -18,7 +18,7 @@ def files(root: Path) -> dict[Path, str]:
         prometheus / "rules" / "recording.yml": recording_rules(),
         prometheus / "rules" / "alerts.yml": alert_rules(),
         prometheus / "tests" / "alerts.yml": alert_tests(),
-        root / "deploy" / "k8s" / "prometheusrule.yaml": kubernetes_rules(),
+        root / "deploy" / "k8s" / "namespace" / "prometheusrule.yaml": kubernetes_rules(),
         **{grafana / f"{content.title.lower()}.json": dashboard_json(content) for content in dashboards()},
     }
 

@@ -26,7 +26,7 @@ def alert_rules() -> str:
 
 
 def kubernetes_rules() -> str:
-    """deploy/k8s/prometheusrule.yaml: both, as the Prometheus operator reads them."""
+    """deploy/k8s/namespace/prometheusrule.yaml: both, as the Prometheus operator reads them."""
     groups = [*_recording()["groups"], *_alerts()["groups"]]
     return _yaml(
         {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,9 +43,18 @@ def launch_folder(run_dir: Path) -> Path:
     return run_dir / "launch"
 
 
-def make_order(config_path: str, overrides: list[str], run_dir: str | None, resume: Resume) -> Order:
-    """Load, check and write down a run for a cluster; the run directory is made.
+def make_order(
+    config_path: str,
+    overrides: list[str],
+    run_dir: str | None,
+    resume: Resume,
+    problems_there: Callable[[Config], list[str]],
+    write: bool = True,
+) -> Order:
+    """Load, check and write down a run for a cluster; the run directory is made. Without `write` it is not, and the
+    rows are not looked at.
 
+    problems_there: what of the run file that cluster cannot do, a line each.
     Raises ConfigError, DataError or RunDataError, PlanError, PlanDoesNotFitError, CheckpointError: what the job would
     end with, without waiting for it.
     """
@@ -55,20 +65,18 @@ def make_order(config_path: str, overrides: list[str], run_dir: str | None, resu
     problems = []
     if not launch.workers:
         problems.append("launch.workers = 0 → a cluster job says how many it needs → --launch.workers N")
-    elif launch.workers % launch.nodes:
-        problems.append(
-            f"launch.workers = {launch.workers} on launch.nodes = {launch.nodes} → every node takes equally many → "
-            "choose a multiple"
-        )
+    problems += problems_there(config)
     if problems:
         raise ConfigError(problems)
     path = Path(run_dir or Path("runs") / Path(config_path).stem).absolute()
     run = RunDir(path, config.checkpoint.store)
     plan_lines(config, launch.workers, "cuda" if launch.gpus else "cpu")
+    order = Order(on_cluster(config), path, f"tokenformer-{path.name}", sys.executable, ROOT, Path.cwd())
+    if not write:
+        return order
     run.prepare(resume)
     if not rows_are_made(config):
         check_rows(config, FooterCache(run.plan_cache))
-    order = Order(on_cluster(config), path, f"tokenformer-{path.name}", sys.executable, ROOT, Path.cwd())
     order.folder.mkdir(exist_ok=True)
     write_atomic(order.run_file, dump_config(order.config))
     return order

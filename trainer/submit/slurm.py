@@ -10,6 +10,7 @@ from importlib.resources import files
 
 import jinja2
 
+from trainer.config import Config
 from trainer.errors import ConfigError, UserError
 from trainer.run_dir import write_atomic
 from trainer.submit.order import Order
@@ -31,6 +32,17 @@ class JobState:
 
     name: str
     reason: str
+
+
+def problems(config: Config) -> list[str]:
+    """What of the run file Slurm cannot do, a line each."""
+    launch = config.launch
+    if launch.workers % launch.nodes == 0:
+        return []
+    return [
+        f"launch.workers = {launch.workers} on launch.nodes = {launch.nodes} → every node takes equally many → "
+        "choose a multiple"
+    ]
 
 
 def script(order: Order) -> str:
@@ -88,6 +100,10 @@ def stop(launched: Launched) -> None:
 def take_back(launched: Launched) -> None:
     """Out of the queue."""
     call("scancel", launched.job)
+
+
+def fetch_output(launched: Launched) -> None:
+    """The job itself writes where it is read."""
 
 
 def requeue(job: str) -> None:

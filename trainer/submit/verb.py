@@ -10,12 +10,12 @@ import click
 
 from trainer.errors import ConfigError, UserError
 from trainer.run_dir import Resume
-from trainer.submit import record, slurm
+from trainer.submit import kuberay, record, slurm
 from trainer.submit.order import make_order
 from trainer.submit.record import OVER, Launched, Status
 
 POLL_SECONDS = 2.0
-CLUSTERS: dict[str, ModuleType] = {"slurm": slurm}
+CLUSTERS: dict[str, ModuleType] = {"slurm": slurm, "kuberay": kuberay}
 
 
 class JobFailedError(UserError):
@@ -30,7 +30,7 @@ def submit(
     Raises what `make_order` raises, and JobFailedError: the job failed, or waited longer than launch.wait_minutes.
     """
     cluster = _cluster(to)
-    order = make_order(config_path, overrides, run_dir, resume)
+    order = make_order(config_path, overrides, run_dir, resume, cluster.problems)
     launched = cluster.submit(order)
     record.write(launched)
     click.echo(f"submitted {launched.job} to {to}: {launched.workers} workers · run {launched.run_dir}")
@@ -41,6 +41,14 @@ def submit(
         _follow(launched, order.config.launch.wait_minutes)
     except KeyboardInterrupt:
         click.echo("\nthe job goes on; see the command above")
+
+
+def show_script(config_path: str, overrides: list[str], to: str, run_dir: str | None) -> None:
+    """What would be given to the cluster, which is not asked; nothing is made, and the rows are not looked at.
+
+    Raises what `make_order` raises."""
+    cluster = _cluster(to)
+    click.echo(cluster.script(make_order(config_path, overrides, run_dir, "never", cluster.problems, write=False)))
 
 
 def show_status(run_dir: str) -> None:
@@ -67,7 +75,8 @@ def stop(run_dir: str) -> None:
 
 def _follow(launched: Launched, wait_minutes: float, failing: bool = True) -> None:
     """Print what the job says until it is over."""
-    cluster, output = _cluster(launched.to), _Tail(launched)
+    cluster = _cluster(launched.to)
+    output = _Tail(launched, cluster.fetch_output)
     told, began = "", time.monotonic()
     while True:
         status: Status = cluster.status(launched)
@@ -96,12 +105,15 @@ def _follow(launched: Launched, wait_minutes: float, failing: bool = True) -> No
 class _Tail:
     """What a growing file has gained since the last look."""
 
-    def __init__(self, launched: Launched, echo: Callable[[str], None] = click.echo) -> None:
-        self._path, self._echo, self._read = launched.output, echo, 0
+    def __init__(
+        self, launched: Launched, fetch: Callable[[Launched], None], echo: Callable[[str], None] = click.echo
+    ) -> None:
+        self._launched, self._fetch, self._echo, self._read = launched, fetch, echo, 0
 
     def show(self) -> None:
+        self._fetch(self._launched)
         try:
-            with self._path.open("rb") as file:
+            with self._launched.output.open("rb") as file:
                 file.seek(self._read)
                 new = file.read()
         except FileNotFoundError:
