@@ -46,6 +46,7 @@ NOT_RUN = {
     "tokenformer checkpoint": "needs a run with several checkpoints; tests/trainer/test_checkpoint_verbs.py",
     "python -m tests.benchmarks.accuracy": "hours of runs; tests/benchmarks/test_accuracy.py",
     "python -m tests.benchmarks.collapse": "minutes of runs, one after another",
+    "python -m tests.chaos": "minutes of runs; tests/chaos/test_chaos.py plays five sequences",
     "deploy/monitor/targets.sh": "goes on for ever; tests/monitoring/test_monitor.py",
     "docker compose": "needs a container engine; tests/monitoring/test_compose.py holds the file",
     "python score_from_export.py": "is the page's own code; tests/trainer/test_serving.py",
