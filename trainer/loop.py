@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 
@@ -28,6 +29,7 @@ from trainer.run_dir import RunDir
 from trainer.runtime import Runtime
 from trainer.step_profile import StepProfile
 from trainer.train_state import TrainState, in_flight_examples
+from trainer.watchdog import is_broken_exchange
 
 
 class Trainer:
@@ -100,7 +102,7 @@ class Trainer:
             if self._profile is not None:
                 self._profile.close(self.state.step)
             self._feed.close()
-            self._checkpointer.close()
+            self._checkpointer.close(wait=not is_broken_exchange(sys.exception()))
         self._pipeline.detach()
         if self.ending is not None and self.ending.error is not None:
             raise self.ending.error

@@ -226,8 +226,8 @@ def _is_in_exchange(frame: FrameType | None) -> bool:
     return "torch/distributed/" in file or "torchrec/distributed/" in file or ".wait(" in line
 
 
-def is_broken_exchange(error: BaseException) -> bool:
-    """Whether an error is what the loss of a peer looks like."""
+def is_broken_exchange(error: BaseException | None) -> bool:
+    """Whether an error is what the loss of a peer looks like; None is none."""
     if isinstance(error, dist.DistError):
         return True
     return type(error) is RuntimeError and _BROKEN_EXCHANGE.search(str(error)) is not None

@@ -24,7 +24,9 @@ from tests.pipelines.rows import write_segments
 from tests.trainer.runs import Run, tiny_config, train_runs
 from trainer import evaluation, watchdog
 from trainer.beats import Beats
+from trainer.checkpoint import checkpointer
 from trainer.errors import LostRankError
+from trainer.pipeline import SplitPipeline
 
 SECONDS = 0.8  # of the watchdog: it speaks every .2 s
 SLEEP = 2.2
@@ -157,6 +159,30 @@ def test_a_long_evaluation_is_no_stall(tmp_path: Path) -> None:
     assert run_ranks(evaluating_long, 1, Run(config, tmp_path / "run"), timeout=80) == [[]]
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert "eval" in kinds
+
+
+def losing_a_peer_while_saving(rank: int, world_size: int, run: Run) -> float:
+    """An exchange fails while a checkpoint is written that waits for the lost peer. Returns how long leaving took."""
+    failed, progress = [], SplitPipeline.progress
+
+    def until_the_third(pipeline: Any, feed: Any) -> Any:
+        if failed.append(time.monotonic()) or len(failed) < 3:
+            return progress(pipeline, feed)
+        raise RuntimeError("[a/gloo/tcp/pair.cc:5] Connection closed by peer [::1]:3")
+
+    checkpointer.write_checkpoint = lambda *_: threading.Event().wait()
+    SplitPipeline.progress = until_the_third
+    with pytest.raises(LostRankError):
+        train_runs(rank, world_size, [run])
+    return time.monotonic() - failed[-1]
+
+
+@pytest.mark.timeout(90)
+def test_a_rank_that_lost_another_does_not_wait_for_a_checkpoint_that_takes_both(tmp_path: Path) -> None:
+    write_segments(tmp_path / "rows", {"2026-01-01": [30]})
+    config = tiny_config(tmp_path / "rows", checkpoint={"every_steps": 2}, launch={"watchdog_seconds": 0.0})
+    (seconds,) = run_ranks(losing_a_peer_while_saving, 1, Run(config, tmp_path / "run"), timeout=80)
+    assert seconds < checkpointer.CLOSING_SECONDS / 3
 
 
 def test_alone_its_own_stack_is_said() -> None:

@@ -139,9 +139,10 @@ class Checkpointer:
         self._settle("the run ends when it is there")
         return self.poll()
 
-    def close(self) -> None:
-        """Not collective: after an error elsewhere, gives what is in flight some time to end. Raises nothing."""
-        if self._in_flight is not None and not self._in_flight.ended:
+    def close(self, wait: bool = True) -> None:
+        """Not collective: after an error elsewhere, gives what is in flight some time to end, unless the ranks have
+        lost each other: it takes all of them. Raises nothing."""
+        if wait and self._in_flight is not None and not self._in_flight.ended:
             self._in_flight.join(CLOSING_SECONDS)
 
     def latest(self) -> Location | None:
