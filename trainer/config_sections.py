@@ -212,7 +212,8 @@ class Launch(Frozen):
                (Kubernetes). account: who pays (Slurm). labels: shown with the job.
     time_limit_minutes: of one stretch; a run that is not done then saves and is queued again. 0 = the cluster's own.
     grace_seconds: before a time limit the run is told to save and leave.
-    max_restarts: of a run whose process died, in a row without a new checkpoint. Preemption does not count.
+    max_restarts: of a run whose process died, in a row without a new checkpoint; under Ray by `train` too. Preemption
+               does not count. 0 = a death ends the run.
     wait_minutes: in the queue; after that the job is taken back. 0 = for ever.
 
     What follows is for Kubernetes alone.

@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any
 from trainer import logs, machine
 from trainer.errors import ConfigError
 from trainer.job import Job
-from trainer.launch import thread_environment
+from trainer.launch import thread_environment, train
 from trainer.lines import Line
 from trainer.ray_errors import lost_workers, original_error
+from trainer.restarts import Restarts
+from trainer.stalls import Report
 from trainer.stop import Interrupts, LocalStop
 from trainer.telemetry.updates import At, Phase
 
@@ -99,9 +101,7 @@ class _Driver:
                 self.connected.set()
                 if self._stop.requested():
                     raise KeyboardInterrupt
-                workers = f"{self._choice.workers} worker{'s' if self._choice.workers > 1 else ''}"
-                self._show(f"starting {workers}: processes, imports")
-                self.result = self._train()
+                self.result = self._train_to_the_end()
         except BaseException as error:  # handed to the main thread, which raises it
             self.error = original_error(error)
 
@@ -109,37 +109,62 @@ class _Driver:
         if self._job.screen is not None:
             self._job.screen.show(Phase(phase))
 
-    def _train(self) -> dict[str, Any] | None:
+    def _train_to_the_end(self) -> dict[str, Any] | None:
+        """Start after start, each with a link, a feed and processes of its own.
+
+        Not by Ray Train's own retries: they would repeat what no repetition mends, count without looking at the
+        checkpoints, and give each start the very order of the first.
+        """
+        job = self._job
+        restarts = Restarts(job, job.config.launch.max_restarts if _is_a_run(job, self._entry) else 0)
+        while True:
+            try:
+                return self._train(job)
+            except Exception as error:
+                again = None if self._stop.requested() else restarts.next_job(job, error)
+                if again is None:
+                    raise
+                job = again
+
+    def _train(self, job: Job) -> dict[str, Any] | None:
         import ray  # noqa: PLC0415
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
         from trainer.ray_link import Link  # noqa: PLC0415
 
-        link = ray.remote(num_cpus=0)(Link).remote()
+        workers = f"{self._choice.workers} worker{'s' if self._choice.workers > 1 else ''}"
+        self._show(f"starting {workers}: processes, imports")
+        self._at = None
+        # Beside the command: a worker's host may be lost, and the link must outlive it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        link = ray.remote(num_cpus=0, scheduling_strategy=here)(Link).remote()
         if self._job.screen is not None:
             self._job.screen.follow(lambda: self._at)
         over = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(link, over), name="ray-watch", daemon=True)
         watcher.start()
         try:
-            self._fit(link)
+            self._fit(link, job)
         except BaseException as error:
-            gone = lost_workers(error, ray.get(link.reports.remote()))
-            raise gone or error from error
+            reports: dict[int, Report] = {}
+            with contextlib.suppress(ray.exceptions.RayError):
+                reports = ray.get(link.reports.remote())
+            raise lost_workers(error, reports) or error from error
         finally:
             over.set()
             watcher.join()
         result: dict[str, Any] | None = ray.get(link.result.remote())
         return result
 
-    def _fit(self, link: Any) -> None:
+    def _fit(self, link: Any, job: Job) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
         from ray.train.torch import TorchConfig, TorchTrainer  # noqa: PLC0415
 
-        launch, gpus = self._job.config.launch, self._choice.gpus > 0
+        launch, gpus = job.config.launch, self._choice.gpus > 0 or job.config.launch.gpus
         storage = tempfile.mkdtemp(
             prefix="tokenformer-ray-train-"
         )  # Ray Train wants one; our checkpoints go to the run directory
-        job = replace(self._job, stop=None, screen=None, feed_name=f"tokenformer-feed-{uuid.uuid4().hex[:12]}")  # type: ignore[arg-type]
+        job = replace(job, stop=None, screen=None, feed_name=f"tokenformer-feed-{uuid.uuid4().hex[:12]}")  # type: ignore[arg-type]
         try:
             TorchTrainer(
                 work,
@@ -160,7 +185,7 @@ class _Driver:
                 run_config=RunConfig(
                     name=f"run-{uuid.uuid4().hex[:8]}",
                     storage_path=storage,
-                    failure_config=FailureConfig(max_failures=0),
+                    failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
                 ),
             ).fit()
         finally:
@@ -202,6 +227,11 @@ def worker_resources(gpus: bool) -> dict[str, float]:
 
     counted = {TRAINER: 1.0} if TRAINER in ray.cluster_resources() else {}
     return {"CPU": 1.0, **({"GPU": 1.0} if gpus else {}), **counted}
+
+
+def _is_a_run(job: Job, entry: Entry) -> bool:
+    """And not an evaluation or a dry run, which leave nothing to go on from."""
+    return entry is train and not job.dry_run
 
 
 def work(settings: dict[str, Any]) -> None:
@@ -262,7 +292,10 @@ def embedded_settings(num_cpus: int, memory_mb: int) -> dict[str, Any]:
 @contextlib.contextmanager
 def ray_session(address: str, workers: int, threads: int, memory_mb: int = 512) -> Iterator[None]:
     """A Ray for one command: embedded and ended with it, or a cluster that is joined and left."""
-    os.environ.update({key: value for key, value in QUIET_ENVIRONMENT.items() if key not in os.environ})
+    quiet = dict(QUIET_ENVIRONMENT)
+    if address:
+        del quiet["RAY_AUTH_MODE"]  # whether a cluster wants a token is its own affair
+    os.environ.update({key: value for key, value in quiet.items() if key not in os.environ})
     import ray  # noqa: PLC0415 - 1.5 s, and it reads the environment when imported
 
     for name in EXPECTED_WARNINGS:
@@ -271,7 +304,7 @@ def ray_session(address: str, workers: int, threads: int, memory_mb: int = 512) 
     if address:
         settings: dict[str, Any] = {
             "address": address,
-            "runtime_env": {"env_vars": {**QUIET_ENVIRONMENT, **thread_environment(threads)}},
+            "runtime_env": {"env_vars": {**quiet, **thread_environment(threads)}},
         }
     else:
         os.environ["PYTHONPATH"] = search_path  # an embedded Ray's processes inherit the environment

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from embeddings.errors import PlanError
+from embeddings.errors import IdMapError, PlanError
 from pipelines.errors import DataError, SchemaError
 from trainer.errors import LostRankError, UserError
 from trainer.stalls import Report
 
-OURS = (UserError, SchemaError, DataError, PlanError)
+OURS = (UserError, SchemaError, DataError, PlanError, IdMapError)
 
 
 def original_error(error: BaseException) -> BaseException:
@@ -19,17 +19,35 @@ def original_error(error: BaseException) -> BaseException:
     """
     seen: set[int] = set()
     waiting = [error]
+    lost: BaseException | None = None
     while waiting:
         each = waiting.pop(0)
         if id(each) in seen:
             continue
         seen.add(id(each))
-        if isinstance(each, OURS):
+        if isinstance(each, LostRankError):  # what the end of another rank looks like
+            lost = lost or each
+        elif isinstance(each, OURS):
             return each
         failures = getattr(each, "worker_failures", None) or {}
         inside = [*failures.values(), getattr(each, "controller_failure", None), getattr(each, "cause", None)]
         waiting += [e for e in [*inside, each.__cause__, each.__context__] if isinstance(e, BaseException)]
-    return error
+    return lost or error
+
+
+def raised_by_a_rank(error: BaseException) -> BaseException | None:
+    """The first rank's own error, of those that nobody foresaw. Its traceback is in the words of `error`."""
+    failures = getattr(error, "worker_failures", None) or {}
+    raised = (failure for _, failure in sorted(failures.items()) if not type(failure).__module__.startswith("ray."))
+    return next(raised, None)
+
+
+def is_preemption(error: BaseException) -> bool:
+    """Whether the cluster took a host back: what a rank died of, or what Ray waited for."""
+    caused = error.__cause__ or error
+    failures = (getattr(caused, "worker_failures", None) or {}).values()
+    dead = (getattr(failure, "health_check_failure", failure) for failure in failures)
+    return hasattr(caused, "preemption_info") or any(getattr(each, "preempted", False) for each in dead)
 
 
 def lost_workers(error: BaseException, reports: Mapping[int, Report]) -> LostRankError | None:

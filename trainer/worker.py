@@ -150,6 +150,8 @@ def train_run(job: Job, runtime: Runtime) -> dict[str, Any]:
             elif job.init_from is not None:
                 _show(job, runtime, f"reading the model of {job.init_from}")
                 _begin(job.init_from, trainer, telemetry, runtime)
+            elif job.resume != "never":
+                telemetry.begins_anew()
             with closing(open_recorder(run_dir, config, segments.train, trainer.state.step, runtime)) as recorder:
                 state = trainer.train(recorder)
             runtime.beats.beat(state.step, "ending")

@@ -25,6 +25,7 @@ KEYS = {
     },
     "plan": {"serial_over_parallel", "sixteen_threads_over_parallel", "plan_seconds", "peak_mb"},
     "recording": {"over_unrecorded"},
+    "recovery": {"recovery_over_thirty_seconds"},
     "display": {"step_with_over_without", "share_of_a_core"},
     "embeddings": {
         "over_nn_embedding_sparse",
@@ -112,6 +113,7 @@ KEYS = {
         "plan",
         pytest.param("embeddings", marks=pytest.mark.slow),
         pytest.param("recording", marks=pytest.mark.slow),
+        pytest.param("recovery", marks=pytest.mark.slow),
         pytest.param("prepare", marks=pytest.mark.slow),
         pytest.param("ingest", marks=pytest.mark.slow),
         pytest.param("dedup", marks=pytest.mark.slow),

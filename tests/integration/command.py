@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.pipelines.rows import write_segments
 from tests.trainer.runs import tiny_config
 from trainer.config import dump_config
@@ -75,6 +77,16 @@ class Command:
             (os.killpg if everyone else os.kill)(self.process.pid, number)
         code = self.process.wait(timeout)
         return Ended(code, self._said["out"].read_text(), self._said["err"].read_text())
+
+
+def ranks_under_ray(command: Command) -> list[int]:
+    """Process ids of its training processes. Ray Train names them, and they work where the command does."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any("RayTrain" in part for part in process.cmdline()) and process.cwd() == str(command.cwd):
+                found.append(process.pid)
+    return sorted(found)
 
 
 @contextlib.contextmanager

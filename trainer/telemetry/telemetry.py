@@ -86,12 +86,18 @@ class Telemetry:
         """Before the first record of a run that goes on from a checkpoint: what was told of later steps is taken
         back."""
         self._logged_step = step
-        dropped = 0
-        if self._lines is not None:
-            dropped = self._lines.rewind(step)
+        dropped = self._take_back(step)
+        self.event(event, step, examples, checkpoint=name_of(checkpoint), dropped_lines=dropped)
+
+    def begins_anew(self) -> None:
+        """Before the first record of a run whose earlier starts came to no checkpoint: what they told is taken back."""
+        self._take_back(0)
+
+    def _take_back(self, step: int) -> int:
+        """What was told of later steps; returns how many lines went."""
         if self._board is not None:
             self._board.rewind(step)
-        self.event(event, step, examples, checkpoint=name_of(checkpoint), dropped_lines=dropped)
+        return self._lines.rewind(step) if self._lines is not None else 0
 
     def open_ledger(self, workers: int, device: str, began: float) -> None:
         """Keeps account of the run's time from here on. workers, device: that it holds. began: when this start's
