@@ -295,6 +295,8 @@ def ray_session(address: str, workers: int, threads: int, memory_mb: int = 512) 
     quiet = dict(QUIET_ENVIRONMENT)
     if address:
         del quiet["RAY_AUTH_MODE"]  # whether a cluster wants a token is its own affair
+    else:
+        quiet["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody takes this machine back: a process less a start
     os.environ.update({key: value for key, value in quiet.items() if key not in os.environ})
     import ray  # noqa: PLC0415 - 1.5 s, and it reads the environment when imported
 

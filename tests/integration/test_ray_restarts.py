@@ -18,12 +18,12 @@ from trainer.audit import audit_run
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 SEGMENTS = {"2026-01-01": [14, 9], "2026-01-02": [16, 8], "2026-01-03": [17]}
 SETTINGS: dict[str, Any] = {
-    "data": {"segments": "..", "epochs": 12},
+    "data": {"segments": "..", "epochs": 4},
     "model": {"dropout": 0.2},
     "train": {"log_every": 1},
     "checkpoint": {"every_steps": 4, "every_minutes": 0.0},
 }
-STEPS = 12 * 14
+STEPS = 4 * 14
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
