@@ -44,7 +44,7 @@ from trainer.consumed_format import (
     segment_version,
     total,
 )
-from trainer.run_dir import RunDir, fsync_directory
+from trainer.run_dir import RunDir, fsync_directory, naming
 from trainer.runtime import Runtime
 
 Int32 = npt.NDArray[np.int32]
@@ -126,9 +126,10 @@ class Recorder:
 
     def flush(self) -> None:
         """Before a checkpoint's COMMIT: all steps so far are durable, and no record goes on after it."""
-        self._write_open()
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self._file.name):
+            self._write_open()
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """No more steps. May be called twice."""

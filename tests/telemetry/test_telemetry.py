@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -210,6 +211,27 @@ def test_a_run_that_begins_again_does_not_repeat_steps(tmp_path: Path) -> None:
             lines.write("train", step, 0, {})
         lines.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [20, 40]
+
+
+def test_a_line_that_was_cut_inside_a_letter_goes(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    whole = '{"kind": "train", "step": 20, "segment": "é"}\n'
+    path.write_bytes((whole + whole.replace("20", "40")).encode()[:-4])
+    lines = JsonLines(path)
+    lines.write("train", 40, 0, {})
+    lines.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [20, 40]
+
+
+def test_a_full_disk_is_said_with_the_file(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+    lines.write("train", 20, 0, {})
+    lines.close()
+    lines._file = open("/dev/full", "a", encoding="utf-8")  # noqa: SIM115 - refuses every write
+    with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.jsonl'"):
+        lines.write("train", 40, 0, {})
+    with contextlib.suppress(OSError):
+        lines._file.close()
 
 
 def test_other_ranks_serve_and_write_nothing(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from trainer.metrics.exact import Gauc
 from trainer.metrics.values import TaskValues
-from trainer.run_dir import write_atomic
+from trainer.run_dir import naming, write_atomic
 from trainer.telemetry.records import EvalRecord, TrainRecord, finite
 from trainer.telemetry.tables import table_lines
 
@@ -123,13 +123,14 @@ class JsonLines:
         if not self._begun:
             self.rewind(step - 1)
         line = {"time": time.time(), "kind": kind, "step": step, "examples": examples, **values}
-        self._file.write(json.dumps(_clean(line), ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(_clean(line), ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.flush()
 
     def rewind(self, step: int) -> int:
         """Drops the lines of steps after `step`, and one that a crash cut short. Returns how many went."""
         self._begun = True
-        lines = self._path.read_text(encoding="utf-8").splitlines()
+        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()  # it may be cut inside a letter
         kept = [line for line in lines if _step_of(line) <= step]
         if len(kept) == len(lines):
             return 0
