@@ -116,7 +116,9 @@ class _Driver:
         checkpoints, and give each start the very order of the first.
         """
         job = self._job
-        restarts = Restarts(job, job.config.launch.max_restarts if _is_a_run(job, self._entry) else 0)
+        if not _is_a_run(job, self._entry):
+            return self._train(job)
+        restarts = Restarts(job, job.config.launch.max_restarts)
         while True:
             try:
                 return self._train(job)
