@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -56,7 +57,8 @@ class ColumnFinding:
 
 @dataclass(frozen=True)
 class Findings:
-    """What `inspect` found. groups: list columns of equal lengths in every row of the sample. sample: those rows."""
+    """What `inspect` found. groups: list columns of equal lengths in every row of the sample. sample: those rows,
+    of these columns. others: {column: type} of those that no schema reads: structs, maps."""
 
     path: str
     files: int
@@ -65,6 +67,7 @@ class Findings:
     columns: tuple[ColumnFinding, ...]
     groups: tuple[tuple[str, ...], ...]
     sample: pa.Table
+    others: tuple[tuple[str, str], ...] = ()
 
     def column(self, name: str) -> ColumnFinding:
         """The finding of one column."""
@@ -77,7 +80,10 @@ class Findings:
         head = f"{self.path}: {self.rows:,} rows in {self.files} files, {span}"
         sampled = f"values, nulls, lengths and rates are of a sample of {len(self.sample):,} rows"
         groups = [f"lists of equal length: {', '.join(group)}" for group in self.groups]
-        return [head, sampled, *(column.line() for column in self.columns), *groups]
+        others = [
+            f"{name:<{NAME_WIDTH}} {kind}: no schema reads this; make columns of it" for name, kind in self.others
+        ]
+        return [head, sampled, *(column.line() for column in self.columns), *groups, *others]
 
     def schema_toml(self) -> str:
         """A `[schema]` for these rows, as TOML; what was guessed is marked `# guess: …`."""
@@ -104,10 +110,31 @@ def inspect(path: str) -> Findings:
     rows = sum(footer.rows for footer in footers)
     if rows == 0:
         raise DataError(f"'{path}' has no rows → a schema is drafted from rows → name files that have some")
-    sample = _sample(footers)
+    sample, others = _readable(_sample(footers), path)
     columns = tuple(_look(name, sample[name]) for name in sample.column_names)
     names = tuple(segment.name for segment in segments)
-    return Findings(str(path), len(footers), rows, names, columns, _groups(sample), sample)
+    return Findings(str(path), len(footers), rows, names, columns, _groups(sample), sample, others)
+
+
+def _readable(sample: pa.Table, path: str) -> tuple[pa.Table, tuple[tuple[str, str], ...]]:
+    """The columns that a schema can read, and {name: type} of the others. Raises DataError where a name is there twice,
+    or none is left."""
+    names = sample.column_names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(
+            f"'{path}' has {len(twice)} names of columns twice, first '{twice[0]}' → a name is of one column → "
+            "rename one"
+        )
+    others = tuple((field.name, str(field.type)) for field in sample.schema if _is_opaque(field.type))
+    if len(others) == len(names):
+        raise DataError(f"'{path}' has no column of values or lists → these are what a schema reads → make some")
+    return sample.drop_columns([name for name, _ in others]), others
+
+
+def _is_opaque(kind: pa.DataType) -> bool:
+    while is_list(kind) or pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType))
 
 
 def _sample(footers: list[Footer]) -> pa.Table:
@@ -149,9 +176,9 @@ def _look(name: str, column: pa.ChunkedArray) -> ColumnFinding:
     numeric = pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)
     ordered = numeric or pa.types.is_temporal(values.type)
     distinct = pc.unique(values.drop_null())
-    whole = distinct.cast(pa.float64()) if numeric else None
+    whole = distinct.cast(pa.float64(), safe=False) if numeric else None
     zero_one = whole is not None and len(whole) > 0 and pc.all(pc.is_in(whole, pa.array([0.0, 1.0]))).as_py()
-    span = pc.min_max(values).as_py() if ordered and len(distinct) else {"min": "", "max": ""}
+    span = pc.min_max(values) if ordered and len(distinct) else {"min": None, "max": None}
     return ColumnFinding(
         name=name,
         type=str(column.type),
@@ -176,5 +203,11 @@ def _groups(sample: pa.Table) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(group) for group in groups.values())
 
 
-def _text(value: object) -> str:
+def _text(scalar: Any) -> str:
+    if scalar is None:
+        return ""
+    try:
+        value = scalar.as_py()
+    except (OverflowError, ValueError):  # a time that Python's calendar has no day for, or finer than it counts
+        value = scalar.value
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import DataError
+from pipelines.secrets import RULE, secret_in
 from pipelines.storage import COLUMNAR_SUFFIXES, is_file, open_file
 
 COLUMNS = ("path", "rows", "segment")
@@ -51,7 +52,7 @@ def read_manifest(path: str) -> list[Entry] | None:
         else:
             try:
                 raw = _READERS[suffix](file.read().decode("utf-8-sig"))
-            except (ValueError, csv.Error) as error:  # a JSON or UTF-8 error is a ValueError
+            except (ValueError, csv.Error, RecursionError) as error:  # a JSON or UTF-8 error is a ValueError
                 rule = "a list of {path, rows, segment}"
                 raise DataError(
                     f"manifest '{path}' cannot be read: {error} → it is {rule}, as its name says → correct it"
@@ -147,14 +148,19 @@ def _wrong(item: Any) -> str:
     unknown = [str(name) for name in item if name not in COLUMNS]
     if unknown:
         return f"{unknown} → an entry has {', '.join(COLUMNS)} and no more"
-    if not isinstance(path, str) or not path:
-        return f"path {path!r} → a path or URI of a Parquet file"
+    if not isinstance(path, str) or not path or secret_in(path):
+        return _wrong_path(path)
     if rows is not None and (not isinstance(rows, int) or isinstance(rows, bool) or rows < 0):
         return f"rows {rows!r} → a count, or null"
     named = isinstance(segment, str | int | date) and not isinstance(segment, bool)
     if segment is not None and (not named or not str(segment) or "/" in str(segment)):
         return f"segment {segment!r} → a name without '/', or null"
     return ""
+
+
+def _wrong_path(path: Any) -> str:
+    secret = secret_in(path) if isinstance(path, str) else ""
+    return f"its path holds {secret} → {RULE}" if secret else f"path {path!r} → a path or URI of a Parquet file"
 
 
 def _locate(manifest: str, path: str) -> str:

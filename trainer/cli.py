@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from pipelines.secrets import REMEDY, RULE, secret_in
 from trainer import leaving
 from trainer.cli_boundary import guarded
 from trainer.cli_checkpoint import checkpoint
@@ -17,7 +18,19 @@ OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 OVERRIDES_HELP = "Keys of the run file may follow: --model.num-layers 6, --data.segments 2026-11-13..2026-11-19."
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Command(click.Group):
+    """Refuses keys among its words: a command line is seen by everybody on the machine, and kept in env.json."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        from trainer.errors import ConfigError  # noqa: PLC0415
+
+        found = [f"a word of the command line holds {what}" for word in args if (what := secret_in(word))]
+        if found:
+            raise ConfigError([f"{each} → {RULE} → {REMEDY}" for each in found])
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def cli() -> None:
     """Train rankers that read many fields and long histories, on sharded tables.
 

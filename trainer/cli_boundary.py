@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from pipelines.secrets import without_secrets
+
 USAGE, UNFORESEEN, INTERRUPTED = 2, 1, 130
 DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -40,8 +42,8 @@ def _report(error: Exception) -> int:
         return _say([f"{original} → files are written there → make room, or choose a place we can write"], USAGE)
     code = exit_code(original)
     if code is not None:
-        return _say(getattr(original, "problems", None) or [str(original)], code)
-    traceback.print_exception(original)
+        return _say(getattr(original, "problems", None) or str(original).splitlines(), code)
+    click.echo(without_secrets("".join(traceback.format_exception(original))), err=True, nl=False)
     return _say(
         [f"this is a bug: {type(original).__name__} was not foreseen → please report it with the lines above"], 1
     )
@@ -76,5 +78,13 @@ def _usage(error: click.ClickException) -> int:
 
 def _say(lines: list[str], code: int) -> int:
     for line in lines:
-        click.echo(f"error: {line}", err=True)
+        click.echo(f"error: {harmless(line)}", err=True)
     return code
+
+
+def harmless(text: str) -> str:
+    """One line for a terminal: keys of URIs hidden, and what would move the cursor, in a name that a file gave,
+    written out."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in without_secrets(text)
+    )

@@ -17,6 +17,7 @@ from embeddings.config import Embeddings
 from model.config import Model
 from pipelines.config import Data
 from pipelines.schema import Schema
+from pipelines.secrets import REMEDY, RULE, secrets_in
 from trainer.config_check import contradictions
 from trainer.config_errors import explain, unknown_key
 from trainer.config_overrides import apply_overrides
@@ -65,6 +66,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     raw = {name: value for name, value in raw.items() if name in SECTIONS}
     typed, override_problems = apply_overrides(raw, overrides or [], SECTIONS)
     problems += override_problems
+    secrets = [f"{name} holds {what} → {RULE} → {REMEDY}" for name, what in secrets_in(raw)]
+    if secrets:  # and nothing else: another line might show the value
+        raise ConfigError(secrets)
     schema, schema_problems = _resolve_schema_file(raw.get("schema", {}), run_file)
     problems += schema_problems
     raw["schema"] = schema
@@ -92,12 +96,12 @@ def _read_toml(path: Path, what: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(f"{what} '{path}' is not a file → a TOML file is needed → check the path") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{what} '{path}' is not TOML: {error} → TOML is what is read → fix it there") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{what} '{path}' cannot be read: {error} → a readable UTF-8 file is needed → fix it"
         ) from None
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError; a number or a nesting beyond the parser's
+        raise ConfigError(f"{what} '{path}' is not TOML: {error} → TOML is what is read → fix it there") from None
 
 
 def _resolve_schema_file(schema: object, run_file: Path) -> tuple[object, list[str]]:

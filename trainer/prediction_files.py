@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from trainer.run_dir import fsync_directory, write_atomic
 SUCCESS = "_SUCCESS"
 FORMAT = 1
 ROW_GROUP = 1 << 17
+PLAIN = re.compile(r"part-\d+\.parquet")  # no folders: a manifest names nothing outside its own
 FILE, ROW, POSITION = "source_file", "source_row", "source_position"
 OWN = {FILE: pa.dictionary(pa.int32(), pa.string()), ROW: pa.int64(), POSITION: pa.int32()}
 
@@ -132,6 +134,12 @@ def read_manifest(folder: str) -> Manifest:
             f"'{folder}' has no {SUCCESS} that can be read → predictions are complete only with it → name a folder that"
             " `evaluate --predictions` has written to its end"
         ) from error
+    strangers = [name for name in manifest.parts if not PLAIN.fullmatch(name)]
+    if strangers:
+        raise CheckpointError(
+            f"'{folder}' names the file {strangers[0]!r} → its files lie in it and are called part-N.parquet → "
+            "predict anew"
+        )
     missing = [name for name in manifest.parts if not (path.parent / name).is_file()]
     if missing or manifest.format != FORMAT:
         what = f"lacks {', '.join(missing[:3])}" if missing else f"is of format {manifest.format}"

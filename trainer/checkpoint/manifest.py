@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
@@ -61,7 +61,7 @@ class Commit(Frozen):
 
     format_version: int
     step: int
-    files: dict[str, FileRecord]
+    files: dict[Annotated[str, Field(pattern=PLAIN_NAME)], FileRecord]
     base: Base | None = None
     segment: str = ""
     scores: Mapping[str, float] = Field(default_factory=dict)

@@ -15,7 +15,8 @@ import torch
 from embeddings.held import Held, LocalChunk
 from trainer.checkpoint import format_1, manifest
 from trainer.checkpoint.folder import COMMIT, Folder, Location, sibling
-from trainer.checkpoint.manifest import Chunk, DamagedError, TensorRecord
+from trainer.checkpoint.index_check import check_base, check_index
+from trainer.checkpoint.manifest import Chunk, DamagedError, TensorIndex, TensorRecord
 from trainer.checkpoint.row_states import is_row_state, read_row_state
 from trainer.checkpoint.tensor_file import TensorFile
 from trainer.errors import CheckpointError
@@ -35,11 +36,13 @@ class SavedTensors:
         self.path = path
         self._folder = Folder(path)
         self.commit = manifest.read_commit(path)
-        index = manifest.read_index(path, self.commit)
-        self.tensors: dict[str, TensorRecord] = (index if index.format_version > 1 else format_1.renamed(index)).tensors
+        self.index = self._read_index()
+        self.tensors: dict[str, TensorRecord] = self.index.tensors
         self._open: dict[str, TensorFile] = {}
         self._closing = ExitStack()
         self.base = None if self.commit.base is None else self._find_base(self.commit.base)
+        if self.base is not None:
+            check_base(str(self._folder), self.index, self.base.index)
 
     def __enter__(self) -> SavedTensors:
         return self
@@ -61,6 +64,20 @@ class SavedTensors:
             self.base.check_files(share, of)
         named = {chunk.file for record in self.tensors.values() for chunk in record.chunks}
         manifest.check_files(self.path, self.commit, sorted(set(self.commit.files) | named)[share::of])
+
+    def _read_index(self) -> TensorIndex:
+        """metadata.json under the names of today, when it can be one."""
+        index = manifest.read_index(self.path, self.commit)
+        if index.format_version == 1:
+            try:
+                index = format_1.renamed(index)
+            except (KeyError, IndexError, ZeroDivisionError) as error:
+                raise DamagedError(
+                    f"checkpoint {self._folder}: {manifest.METADATA} is none of format 1 ({type(error).__name__}) → "
+                    "tables have weights, and rows → use an older checkpoint"
+                ) from error
+        check_index(str(self._folder), index, self.commit)
+        return index
 
     def _find_base(self, base: manifest.Base) -> SavedTensors:
         path = sibling(self.path, base.name)
@@ -120,7 +137,7 @@ class SavedTensors:
             if all(start < end for start, end in zip(low, high, strict=True)):
                 try:
                     self._lay(saved, _box(low, high, saved.offsets), result[_box(low, high, offsets)])
-                except (ValueError, OSError) as error:
+                except (ValueError, OSError, RuntimeError, IndexError) as error:  # the last two: torch, of shapes
                     raise self._unreadable(saved.file, error) from error
         return result
 
@@ -132,7 +149,10 @@ class SavedTensors:
         elif not saved.positions:
             stored = file.read(saved.key, box[0].start, box[0].stop)
             flat = stored.dim() < len(box)  # row-wise states of format 1
-            target.copy_(stored.unsqueeze(1) if flat else stored[(slice(None), *box[1:])])
+            part = stored.unsqueeze(1) if flat else stored[(slice(None), *box[1:])]
+            if part.shape != target.shape:  # copy_ would repeat it
+                raise ValueError(f"{saved.key!r} is {list(file.entries[saved.key].shape)}, not {saved.sizes}")
+            target.copy_(part)
         else:
             self._lay_positions(file, saved, box, target)
 

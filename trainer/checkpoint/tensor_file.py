@@ -95,7 +95,7 @@ class TensorFile:
             raise ValueError("no header")
         try:
             header = json.loads(file.read_at(length, 8))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError("its header is not JSON") from error
         if not isinstance(header, dict):
             raise ValueError("its header is not an object")
@@ -140,9 +140,11 @@ class TensorFile:
 def _entry(key: str, described: Any, room: int) -> tuple[int, Entry]:
     try:
         dtype, shape, (begin, end) = DTYPES[described["dtype"]], described["shape"], described["data_offsets"]
-        entry = Entry(key, dtype, tuple(int(length) for length in shape))
+        entry = Entry(key, dtype, tuple(shape))
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"tensor {key!r} is not described as one") from error
+    if not all(type(number) is int for number in (*entry.shape, begin, end)):
+        raise ValueError(f"tensor {key!r} is not described in whole numbers")
     if not 0 <= begin <= end <= room or end - begin != entry.bytes or min(entry.shape, default=0) < 0:
         raise ValueError(f"tensor {key!r} does not lie in the file")
     return begin, entry

@@ -45,7 +45,9 @@ def verify(found: Found) -> Verified:
         damages = _files(saved)
         id_maps = [name for name in saved.tensors if name.startswith("id_maps/") and name.endswith("/ids")]
         if not damages:  # else what the tensors hold is not to be believed
-            damages = [*_whole(saved), *_shapes(saved), *_finite(saved)]
+            damages = [*_whole(saved), *_shapes(saved)]
+        if not damages:
+            damages = _finite(saved)
             for name in id_maps:
                 damages += _id_map(saved, name.removeprefix("id_maps/").removesuffix("/ids"))
         commits = [link.commit for link in saved.chain()]
@@ -118,6 +120,8 @@ def _parts(saved: SavedTensors, name: str) -> Iterator[torch.Tensor]:
     record = saved.tensors[name]
     if not record.size:
         yield saved.read(name)
+        return
+    if not math.prod(record.size):
         return
     rest = tuple(record.size[1:])
     step = max(1, BLOCK_BYTES // max(1, math.prod(rest) * manifest.torch_dtype(record.dtype).itemsize))
