@@ -25,7 +25,6 @@ import real_run
 RUN = ("README.md", "docs/your-logs.md", "docs/run-directory.md", "docs/data-quality.md")
 # Commands in `console` blocks start with one of these: what is not run here, and why.
 NOT_RUN = {
-    "python -m tests.security.fuzz": "tests/security/test_fuzz.py does this",
     "make": "builds the environment, or takes minutes; CI runs `make check` and `make test`",
     "tokenformer train --config trainer/configs/synthetic.toml": "the main job takes minutes; docs/real_run.py runs it",
     "torchrun": "tests/integration does this",

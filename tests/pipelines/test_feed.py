@@ -106,7 +106,7 @@ def test_a_slow_consumer_does_not_make_memory_grow(large: Path, feeds: None) -> 
     [executor] = executors(1, "narrow")
     with batches(large_pass(large), 1, 0, None, executor) as stream:
         first = next(stream)
-        account = wait_until(executor, lambda found: found["bytes_in_flight"] > 0.4 * MIB and found["orders"] > 4)
+        account = wait_until(executor, lambda found: found["bytes_in_flight"] > 0.7 * MIB and found["orders"] > 8)
         for _ in range(20):  # nothing is taken meanwhile, and all it may read is read
             account = executor.account()
             assert account["bytes_in_flight"] <= MIB
@@ -131,7 +131,7 @@ def test_a_rank_far_behind_finds_all_its_batches(large: Path, feeds: None) -> No
     runner = threading.Thread(target=lambda: ahead.extend(stream), daemon=True)
     late = batches(pass_, 2, 1, None, second)
     runner.start()
-    wait_until(first, lambda found: found["bytes_in_flight"] > 0.4 * MIB and found["orders"] > 4)
+    wait_until(first, lambda found: found["bytes_in_flight"] > 0.7 * MIB and found["orders"] > 8)
     assert runner.is_alive(), "the budget holds the foremost rank"
     behind = list(late)
     runner.join(60)

@@ -13,10 +13,10 @@ import socket
 import subprocess
 import sys
 import time
-import tomllib
 from pathlib import Path
 from typing import Literal
 
+from trainer.config import load_config
 from trainer.config_sections import Launch
 from trainer.run_dir import RunDir
 from trainer.submit import slurm
@@ -41,7 +41,7 @@ def decide(code: int, end: str, refused: bool, stop_wanted: bool, restarts_left:
 def main(run_dir: str) -> int:
     """Returns the job's exit code."""
     folder, job = launch_folder(Path(run_dir)), os.environ["SLURM_JOB_ID"]
-    launch = Launch(**tomllib.loads((folder / "run.toml").read_text(encoding="utf-8"))["launch"])
+    launch = load_config(str(folder / "run.toml")).launch
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda *_: _ask_ranks_to_leave(job))
     restarts, newest = 0, None
