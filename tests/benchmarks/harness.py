@@ -12,9 +12,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainer.machine import environment
+
+if TYPE_CHECKING:  # it imports torch, which reads the environment that is prepared here
+    from trainer.step_split import StepClock
 
 Figure = TypeVar("Figure")
 
@@ -44,6 +47,21 @@ def in_turn(contestants: Mapping[str, Callable[[], Figure]], rounds: int) -> dic
         for name in list(contestants)[:: 1 if turn % 2 == 0 else -1]:
             figures[name].append(contestants[name]())
     return figures
+
+
+def parts_entered(clock: StepClock, step: Callable[[], object]) -> int:
+    """Parts of the clock that one step enters."""
+    count, enter = 0, clock.enter
+
+    def counted(name: str) -> None:
+        nonlocal count
+        count += 1
+        enter(name)
+
+    clock.enter = counted  # type: ignore[method-assign]
+    step()
+    del clock.enter  # type: ignore[method-assign]
+    return count
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -73,17 +73,7 @@ class Steps:
 
     def entered(self) -> int:
         """Parts in one step."""
-        count, enter = 0, self.clock.enter
-
-        def counted(name: str) -> None:
-            nonlocal count
-            count += 1
-            enter(name)
-
-        self.clock.enter = counted  # type: ignore[method-assign]
-        self.step()
-        del self.clock.enter  # type: ignore[method-assign]
-        return count
+        return harness.parts_entered(self.clock, self.step)
 
 
 def measure(rank: int, world_size: int, path: Path, plan: Plan) -> dict[str, Any]:

@@ -127,17 +127,7 @@ class Steps:
 
     def entered(self) -> int:
         """Parts of the clock in one step."""
-        count, enter = 0, self.clock.enter
-
-        def counted(name: str) -> None:
-            nonlocal count
-            count += 1
-            enter(name)
-
-        self.clock.enter = counted  # type: ignore[method-assign]
-        self.step(on=False)
-        del self.clock.enter  # type: ignore[method-assign]
-        return count
+        return harness.parts_entered(self.clock, lambda: self.step(on=False))
 
 
 class _Timed(TableHealth):

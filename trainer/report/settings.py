@@ -9,10 +9,11 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from trainer.report.formats import UNKNOWN, plain
+from trainer.report.formats import plain
 from trainer.report.learning import mapping
 from trainer.report.read import Run
 from trainer.report.summary import Table, spoken
+from trainer.telemetry.words import UNKNOWN
 
 
 def differences(runs: Sequence[Run]) -> Table:

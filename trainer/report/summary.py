@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from trainer.report.formats import UNKNOWN, count, fixed, moment, number, plain, share, short, size, span
+from trainer.report.formats import count, fixed, moment, number, plain, share, short, size, span
 from trainer.report.learning import mapping, score
 from trainer.report.lines import Line
 from trainer.report.read import Run
+from trainer.telemetry.words import UNKNOWN
 
 LESS_IS_BETTER = ("ne", "loss")
 MOST_SLICES = 20

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.report.formats import UNKNOWN, count, number, plain, share, size
+from trainer.report.formats import count, number, plain, share, size
 from trainer.report.learning import mapping
 from trainer.report.more_figures import TABLE_FIGURES
 from trainer.report.read import Run
 from trainer.report.summary import Table
+from trainer.telemetry.words import UNKNOWN
 
 MOST = 200  # tables of one run
 MANY_RANKS = 8

@@ -13,7 +13,7 @@ from trainer.errors import UserError
 from trainer.run_dir import write_atomic
 from trainer.submit import kuberay_job
 from trainer.submit.kuberay_job import as_yaml
-from trainer.submit.order import Order
+from trainer.submit.order import Order, output_file, stop_file
 from trainer.submit.record import Launched, Status, last_lines
 
 ANSWER_SECONDS = 60.0
@@ -44,8 +44,8 @@ def submit(order: Order) -> Launched:
     name = kuberay_job.job_name(order.name, uuid.uuid4().hex[:8])
     there = _run_dir_there(order, name)
     write_atomic(order.folder / "run_dir_there", there)
-    for left in ("stop", "kuberay.at", "output.log"):
-        (order.folder / left).unlink(missing_ok=True)
+    for left in (stop_file(order.run_dir), order.folder / "kuberay.at", output_file(order.run_dir)):
+        left.unlink(missing_ok=True)
     config, job = _objects(order, name, there)
     write_atomic(order.folder / "kuberay.yaml", as_yaml(config, job))
     namespace = order.config.launch.namespace

@@ -43,6 +43,16 @@ def launch_folder(run_dir: Path) -> Path:
     return run_dir / "launch"
 
 
+def output_file(run_dir: Path) -> Path:
+    """What the job's processes said."""
+    return launch_folder(run_dir) / "output.log"
+
+
+def stop_file(run_dir: Path) -> Path:
+    """There when a person asked the run to end: it is not begun again."""
+    return launch_folder(run_dir) / "stop"
+
+
 def make_order(
     config_path: str,
     overrides: list[str],

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from trainer.errors import ConfigError
 from trainer.run_dir import RunDir, write_atomic
-from trainer.submit.order import launch_folder
+from trainer.submit.order import launch_folder, output_file, stop_file
 
 State = Literal["waiting", "running", "finished", "stopped", "failed", "unknown"]
 OVER: tuple[State, ...] = ("finished", "stopped", "failed", "unknown")
 ENDS = ("finished", "stopped")  # names of the events that a run closes with
+TAIL_BYTES = 4 << 20  # of metrics.jsonl: a followed job is asked every two seconds, and the file grows for months
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,12 @@ class Launched:
     @property
     def output(self) -> Path:
         """What the job's processes said."""
-        return launch_folder(Path(self.run_dir)) / "output.log"
+        return output_file(Path(self.run_dir))
 
     @property
     def stop_file(self) -> Path:
         """There when a person asked the run to end: it is not begun again."""
-        return launch_folder(Path(self.run_dir)) / "stop"
+        return stop_file(Path(self.run_dir))
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,15 @@ def read(run_dir: str) -> Launched:
 
 def last_lines(run_dir: str, since: float = 0.0) -> tuple[str, dict[str, Any]]:
     """(the event that closed the newest start of the run, "" where there is none since then; its newest train line or
-    {}). Lines that are half written are passed over. since: seconds since 1970."""
+    {}), from the end of metrics.jsonl. Lines that are half written are passed over. since: seconds since 1970."""
     end, progress = "", {}
     try:
-        lines = RunDir(run_dir, "").metrics.read_text(encoding="utf-8").splitlines()
+        with RunDir(run_dir, "").metrics.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            tail = file.read()
     except OSError:
         return "", {}
-    for text in lines:
+    for text in tail.decode(errors="replace").splitlines():
         try:
             line = json.loads(text)
         except ValueError:

@@ -13,7 +13,7 @@ import jinja2
 from trainer.config import Config
 from trainer.errors import ConfigError, UserError
 from trainer.run_dir import write_atomic
-from trainer.submit.order import Order
+from trainer.submit.order import Order, output_file, stop_file
 from trainer.submit.record import Launched, Status, last_lines
 
 ANSWER_SECONDS = 60.0
@@ -57,7 +57,7 @@ def script(order: Order) -> str:
     environment.filters["quoted"] = lambda value: shlex.quote(str(value))
     text = (files("trainer.submit") / "train.sbatch.j2").read_text(encoding="utf-8")
     return environment.from_string(text).render(
-        order=order, launch=launch, labels=labels, output=order.folder / "output.log"
+        order=order, launch=launch, labels=labels, output=output_file(order.run_dir)
     )
 
 
@@ -65,7 +65,7 @@ def submit(order: Order) -> Launched:
     """Queue it. Raises SlurmError with Slurm's own words, ConfigError."""
     path = order.folder / "job.sbatch"
     write_atomic(path, script(order))
-    (order.folder / "stop").unlink(missing_ok=True)
+    stop_file(order.run_dir).unlink(missing_ok=True)
     job = call("sbatch", "--parsable", str(path)).strip().split(";")[0]
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return Launched("slurm", job, str(order.run_dir), order.config.launch.workers, now)

@@ -20,7 +20,7 @@ from trainer.config import load_config
 from trainer.config_sections import Launch
 from trainer.run_dir import RunDir
 from trainer.submit import slurm
-from trainer.submit.order import launch_folder
+from trainer.submit.order import launch_folder, stop_file
 from trainer.submit.record import last_lines
 
 Next = Literal["end", "again", "requeue"]
@@ -54,7 +54,7 @@ def main(run_dir: str) -> int:
         restarts = 0 if found != newest else restarts  # it got on meanwhile
         newest = found
         refused_codes = [int(path.read_text(encoding="utf-8")) for path in folder.glob("refused-*")]
-        stop_wanted = (folder / "stop").exists()
+        stop_wanted = stop_file(Path(run_dir)).exists()
         following = decide(
             code, last_lines(run_dir, began)[0], bool(refused_codes), stop_wanted, launch.max_restarts - restarts
         )
